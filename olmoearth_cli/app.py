@@ -1,0 +1,69 @@
+"""The Typer application. Importing it costs typer and nothing else: `olmoearth --help` stays fast."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import typer
+
+from olmoearth_cli import __version__, console
+from olmoearth_cli.commands import embed, models
+from olmoearth_cli.errors import OlmoEarthError
+from olmoearth_cli.settings import read_defaults
+
+app = typer.Typer(
+    name="olmoearth",
+    help="From satellite archives to embedding maps, for any place on Earth.",
+    epilog="Start with: olmoearth embed --aoi region.geojson",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("embed", epilog=embed.EXAMPLE)(embed.embed)
+app.command("models", epilog=models.EXAMPLE)(models.models)
+
+
+class Interrupted(OlmoEarthError):
+    """The user or the system asked the program to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("stopped. What was finished is kept; run the same command again to go on.")
+        self.exit_code = 128 + number
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    if version:
+        sys.stdout.write(f"olmoearth {__version__}\n")
+        raise typer.Exit()
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+def main() -> None:
+    """Entry point: run one command; known errors become one message and an exit code."""
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        command = typer.main.get_command(app)
+        known = {
+            name: {parameter.name for parameter in sub.params if parameter.name}
+            for name, sub in command.commands.items()  # type: ignore[attr-defined]
+        }
+        defaults = read_defaults(Path.cwd(), known)
+        command(default_map=defaults, auto_envvar_prefix="OLMOEARTH")
+    except OlmoEarthError as problem:
+        console.error(str(problem))
+        sys.exit(problem.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The only writer to the terminal: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+LINE_EVERY_S = 30.0
+"""Without a terminal, one plain progress line in this time."""
+
+
+class Console:
+    """Where a command writes. `quiet` keeps progress and notes back, never warnings or errors."""
+
+    def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
+        self.quiet = quiet
+        self.as_json = as_json
+
+    def result(self, text: str, facts: dict[str, Any]) -> None:
+        """The command's one result: plain text, or with `--json` one JSON object."""
+        sys.stdout.write((json.dumps(facts, default=str) if self.as_json else text) + "\n")
+        sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """A remark about what happens; on stderr."""
+        if not self.quiet:
+            self._line(text)
+
+    def warn(self, text: str) -> None:
+        """Something that the user should look at; on stderr, also when quiet."""
+        self._line(f"warning: {text}")
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+        """Rows as aligned plain text; numbers (all but the first column) to the right."""
+        widths = [max(len(str(row[k])) for row in [header, *rows]) for k in range(len(header))]
+        lines = []
+        for row in [header, *rows]:
+            cells = [f"{row[0]:<{widths[0]}}"]
+            cells += [f"{cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True)]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
+
+    def _line(self, text: str) -> None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def error(text: str) -> None:
+    """Why the command failed; on stderr."""
+    sys.stderr.write(f"olmoearth: {text}\n")
+    sys.stderr.flush()
+
+
+class Progress:
+    """Tiles done, km2/s and time left: one live line on a terminal, a plain line every 30 s otherwise."""
+
+    def __init__(self, console: Console, *, tiles: int, km2: float) -> None:
+        self._console = console
+        self._tiles, self._km2 = tiles, km2
+        self._done, self._done_km2, self._gaps = 0, 0.0, 0
+        self._started = self._last = time.monotonic()
+        self._live = sys.stderr.isatty() and not console.quiet
+        self._dirty = False
+
+    def advance(self, *, km2: float, gap: bool = False) -> None:
+        """One more tile is finished."""
+        self._done += 1
+        self._done_km2 += km2
+        self._gaps += gap
+        now = time.monotonic()
+        if self._live:
+            sys.stderr.write("\r\x1b[K" + self._text(now))
+            sys.stderr.flush()
+            self._dirty = True
+        elif now - self._last >= LINE_EVERY_S:
+            self._console.note(self._text(now))
+            self._last = now
+
+    def close(self) -> None:
+        """End the live line."""
+        if self._dirty:
+            sys.stderr.write("\n")
+            self._dirty = False
+
+    def _text(self, now: float) -> str:
+        rate = self._done_km2 / max(now - self._started, 1e-6)
+        left = (self._km2 - self._done_km2) / rate if rate > 0 else float("inf")
+        gaps = f", {self._gaps} gaps" if self._gaps else ""
+        return f"{self._done}/{self._tiles} tiles{gaps}, {rate:.3g} km2/s, {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `45 s`, `12 min`, `3.5 h`."""
+    if seconds == float("inf"):
+        return "unknown time"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    """Bytes as a person says them."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

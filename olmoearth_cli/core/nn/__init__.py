@@ -1,0 +1,1 @@
+"""The networks, written plainly; `core.plan` runs them fast."""

@@ -1,0 +1,1 @@
+"""Embedding maps on disk: what is written and read back. No torch."""

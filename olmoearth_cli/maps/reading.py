@@ -1,0 +1,131 @@
+"""Reading vectors back from tiles: windows, points, blocks. float32, NaN where there is no data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from olmoearth_cli.errors import InputError
+from olmoearth_cli.geo.grid import PIXEL_M, PixelBox
+from olmoearth_cli.maps.footprint import from_lonlat
+from olmoearth_cli.maps.map_spec import MapSpec
+from olmoearth_cli.maps.tile_files import TileEntry
+
+Vectors = npt.NDArray[np.float32]
+Cells = tuple[slice, slice]
+"""Rows and columns of cells inside a tile."""
+
+
+def read_cells(spec: MapSpec, path: Path, cells: Cells) -> Vectors:
+    """[Y, X, D] of some cells of a finished tile.
+
+    Raises:
+        InputError: the file is gone or damaged.
+    """
+    rows, cols = cells
+    window = Window(cols.start, rows.start, cols.stop - cols.start, rows.stop - rows.start)
+    try:
+        with rasterio.open(path) as source:
+            values = np.moveaxis(source.read(window=window), 0, -1)  # Y X D
+    except RasterioError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}). Delete the file and run the same embed command again: "
+            "it makes this tile anew."
+        ) from error
+    return np.ascontiguousarray(spec.quantizer.decode(values) if spec.quantizer else values)
+
+
+def read_window(spec: MapSpec, tiles: Sequence[TileEntry], box: PixelBox) -> Vectors:
+    """[Y, X, D] over a box of whole cells, NaN where the map has no data or no tile."""
+    p = spec.patch_px
+    out = np.full((*spec.shape(box), spec.dimensions), np.nan, dtype=np.float32)
+    for tile in tiles:
+        common = tile.box.intersection(box)
+        if tile.status == "done" and not common.empty:
+            out[_cells(common, box, p)] = read_cells(spec, _path(tile), _cells(common, tile.box, p))
+    return out
+
+
+def read_points(spec: MapSpec, tiles: Sequence[TileEntry], lonlat: npt.ArrayLike) -> Vectors:
+    """[N, D] for points [N, 2] (longitude, latitude): the vector of the cell that holds the point.
+
+    Where two zones overlap, the point's own zone is asked first. Only blocks with points are read.
+    """
+    points = np.asarray(lonlat, dtype=np.float64).reshape(-1, 2)
+    out = np.full((len(points), spec.dimensions), np.nan, dtype=np.float32)
+    done = [tile for tile in tiles if tile.status == "done"]
+    own = _utm_zone(points)
+    for own_zone_only in (True, False):
+        for epsg in sorted({tile.box.epsg for tile in done}):
+            open_points = ~np.isfinite(out[:, 0]) & np.isfinite(points).all(axis=1)
+            wanted = np.flatnonzero(open_points & (own == epsg) if own_zone_only else open_points)
+            if len(wanted):
+                _fill_zone(spec, [t for t in done if t.box.epsg == epsg], points, wanted, out)
+    return out
+
+
+def _fill_zone(
+    spec: MapSpec,
+    tiles: Sequence[TileEntry],
+    points: npt.NDArray[np.float64],
+    wanted: npt.NDArray[np.intp],
+    out: Vectors,
+) -> None:
+    """Write the vectors of points `wanted` that lie in tiles of one zone into `out`."""
+    x, y = from_lonlat(tiles[0].box.epsg).transform(points[wanted, 0], points[wanted, 1])
+    near = np.isfinite(x) & np.isfinite(y)  # a point far from the zone has no coordinates in it
+    col = np.floor(np.where(near, x, 0.0) / PIXEL_M).astype(np.int64)
+    row = np.floor(-np.where(near, y, 0.0) / PIXEL_M).astype(np.int64)
+    for tile in tiles:
+        box = tile.box
+        inside = near & (row >= box.row0) & (row < box.row1) & (col >= box.col0) & (col < box.col1)
+        if inside.any():
+            at = np.column_stack([row[inside] - box.row0, col[inside] - box.col0]) // spec.patch_px
+            out[wanted[inside]] = _read_cells_at(spec, tile, at)
+
+
+def _read_cells_at(spec: MapSpec, tile: TileEntry, at: npt.NDArray[np.int64]) -> Vectors:
+    """[N, D] of single cells [N, 2] (row, column) of a tile, block by block."""
+    height, width = spec.shape(tile.box)
+    side = _block_side(tile)
+    out = np.empty((len(at), spec.dimensions), dtype=np.float32)
+    blocks, member = np.unique(at // side, axis=0, return_inverse=True)
+    for number, (i, j) in enumerate(blocks):
+        rows = slice(int(i) * side, min((int(i) + 1) * side, height))
+        cols = slice(int(j) * side, min((int(j) + 1) * side, width))
+        block = read_cells(spec, _path(tile), (rows, cols))
+        mine = np.flatnonzero(member.reshape(-1) == number)
+        out[mine] = block[at[mine, 0] - rows.start, at[mine, 1] - cols.start]
+    return out
+
+
+def _block_side(tile: TileEntry) -> int:
+    with rasterio.open(_path(tile)) as source:
+        return int(source.block_shapes[0][0])
+
+
+def _path(tile: TileEntry) -> Path:
+    assert tile.path is not None, f"{tile.id} is a gap"
+    return tile.path
+
+
+def _utm_zone(points: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """EPSG code of each point's UTM zone; only a preference, so Norway's exceptions do not matter."""
+    lon = np.where(np.isfinite(points[:, 0]), points[:, 0], 0.0)
+    number = np.floor((lon + 180.0) / 6.0).astype(np.int64) % 60 + 1
+    return np.where(points[:, 1] >= 0, 32600, 32700) + number
+
+
+def _cells(box: PixelBox, within: PixelBox, patch_px: int) -> Cells:
+    """Cells of `box` in an array over `within`."""
+    rows, cols = box.slices_in(within)
+    return (
+        slice(rows.start // patch_px, rows.stop // patch_px),
+        slice(cols.start // patch_px, cols.stop // patch_px),
+    )

@@ -1,0 +1,1 @@
+"""The roads behind each subcommand, and the STAC and Dask engines they share."""

@@ -1,0 +1,263 @@
+"""One tile's pixels to one tile's vectors: windows, what is missing in them, and who owns a cell.
+
+Strategy: a block of windows (geo.tiles) is the unit of encoding. Its batch is made from its own pixels
+alone, so the numbers that come out cannot depend on the region, the tile or the number of threads.
+Torch runs with one thread; parallelism comes from encoding several blocks at once, which is faster
+for these small matrices than splitting each of them and leaves every sum in one fixed order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import numpy as np
+from olmoearth_pipelines.cube import Cube
+from torch import Tensor
+
+from olmoearth_cli.core.modality import MODALITIES
+from olmoearth_cli.core.normalize import normalize
+from olmoearth_cli.core.plan import EmbedPlan
+from olmoearth_cli.core.spec import ModelSpec
+from olmoearth_cli.geo.grid import PixelBox
+from olmoearth_cli.geo.tiles import Tile, Windowing
+
+Array = np.ndarray
+
+
+@dataclass(kw_only=True)
+class TileVectors:
+    """What encoding leaves of a tile."""
+
+    vectors: Array
+    """float32 [Y, X, D]; NaN where no modality was seen or the region does not reach."""
+    disagreement: Array
+    """float32 [Y, X]: mean cosine distance between the owner's vector and those of the tile's other
+    windows over the same cell; NaN where no other window of the tile covers it."""
+    windows: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    _sum: Array = field(repr=False)
+    _count: Array = field(repr=False)
+
+
+def seen_patches(cube: Cube, modality: str, patch_px: int) -> Array:
+    """bool [T, Y, X]: True where a patch has data (spec/inputs.md section 6).
+
+    Sentinel-1: every pixel must have data, for no-data must never turn into decibels. The others: at
+    least half of the pixels, as the pretraining data had zeros at scene edges.
+    """
+    valid = cube.valid[modality]  # T H W
+    t, h, w = valid.shape
+    y, x = h // patch_px, w // patch_px
+    share = valid[:, : y * patch_px, : x * patch_px].reshape(t, y, patch_px, x, patch_px).mean(axis=(2, 4))
+    return share == 1.0 if modality == "sentinel1" else share >= 0.5  # T Y X
+
+
+class BlockEncoder:
+    """Encodes the blocks of one tile; safe to call from several threads."""
+
+    def __init__(self, cube: Cube, spec: ModelSpec, plan: EmbedPlan, windowing: Windowing) -> None:
+        self._cube, self._spec, self._plan, self._windowing = cube, spec, plan, windowing
+        self._seen = {m: seen_patches(cube, m, windowing.patch_px) for m in cube.values}
+        self._sets = {
+            m: [MODALITIES[m].indices(band_set) for band_set in spec.band_sets(m)]
+            for m in cube.values
+        }
+
+    def encode(self, block: tuple[int, int]) -> tuple[list[tuple[int, int]], Array, int]:
+        """Encode one block.
+
+        Returns:
+            Window indices, their vectors float32 [B, Y, X, D] with NaN where nothing was seen, and the
+            number of tokens.
+        """
+        windows = self._windowing.windows_of(block)
+        inputs, seen = {}, {}
+        for modality in self._cube.values:
+            parts = [self._window(modality, *index) for index in windows]
+            inputs[modality] = np.stack([values for values, _ in parts])  # B H W T C
+            seen[modality] = np.stack([mask for _, mask in parts])  # B Y X T S
+        vectors: Tensor = self._plan.embed(inputs, seen)  # B Y X D
+        out = vectors.numpy().copy() if not vectors.is_cuda else vectors.cpu().numpy()
+        covered = np.any([mask.any(axis=(3, 4)) for mask in seen.values()], axis=0)  # B Y X
+        out[~covered] = np.nan
+        return windows, out, int(sum(mask.sum() for mask in seen.values()))
+
+    def _window(self, modality: str, i: int, j: int) -> tuple[Array, Array]:
+        """Normalised values [H, W, T, C] and seen [Y, X, T, S] of one window."""
+        cube, p = self._cube, self._windowing.patch_px
+        box = self._windowing.window(cube.box.epsg, i, j)
+        rows, cols = box.slices_in(cube.box)
+        raw = cube.values[modality][:, :, rows, cols].astype(np.float32)  # T C H W
+        raw[cube.absent_bands[modality]] = np.nan
+        raw = np.ascontiguousarray(raw.transpose(2, 3, 0, 1))  # H W T C
+        valid = cube.valid[modality][:, rows, cols].transpose(1, 2, 0)  # H W T
+        values = normalize(modality, raw, release=self._spec.release)
+        if modality == "sentinel1":
+            # Bicubic resizing reaches over patch borders: give pixels without backscatter the training mean.
+            values[~valid] = 0.5
+        seen = self._seen[modality][
+            :, rows.start // p : rows.stop // p, cols.start // p : cols.stop // p
+        ].transpose(1, 2, 0)  # Y X T
+        absent = cube.absent_bands[modality]  # T C
+        present = np.stack([~absent[:, members].all(axis=1) for members in self._sets[modality]], axis=-1)
+        return values, seen[..., None] & present  # T S broadcast over Y X
+
+
+def needed_blocks(tile: Tile, windowing: Windowing, blend: str) -> list[tuple[int, int]]:
+    """Blocks to encode for a tile: its own, and with blending those whose windows reach into them."""
+    if blend == "none" or not windowing.overlap_px:
+        return sorted(tile.blocks)
+    reach = -(-windowing.reach // windowing.batch_side)
+    span = range(-reach, reach + 1)
+    return sorted({(i + a, j + b) for i, j in tile.blocks for a in span for b in span})
+
+
+def pixels_of(tile: Tile, windowing: Windowing, blend: str) -> PixelBox:
+    """The pixels that a tile's windows look at."""
+    blocks = needed_blocks(tile, windowing, blend)
+    side = windowing.block_px
+    rows, cols = [b[0] for b in blocks], [b[1] for b in blocks]
+    return PixelBox(
+        tile.box.epsg,
+        min(rows) * side,
+        min(cols) * side,
+        (max(rows) + 1) * side,
+        (max(cols) + 1) * side,
+    ).grown(windowing.margin_px)
+
+
+def encode_tile(
+    tile: Tile, encoder: BlockEncoder, *, windowing: Windowing, dimensions: int, blend: str, pool: Executor
+) -> TileVectors:
+    """Encode all windows of a tile and give every cell its vector.
+
+    Args:
+        tile: what to encode.
+        encoder: the tile's pixels and the model.
+        windowing: how windows lie on the grid.
+        dimensions: embedding size D.
+        blend: `none` (a cell's vector is that of the window that owns it) or `hann` (weighted mean).
+        pool: where blocks run side by side.
+
+    Returns:
+        The tile's vectors.
+    """
+    started = time.perf_counter()
+    side = tile.box.height // windowing.patch_px
+    out = TileVectors(
+        vectors=np.full((side, side, dimensions), np.nan, np.float32),
+        disagreement=np.full((side, side), np.nan, np.float32),
+        _sum=np.zeros((side, side), np.float32),
+        _count=np.zeros((side, side), np.uint16),
+    )
+    blended = _Blend(out.vectors.shape, windowing) if blend == "hann" and windowing.overlap_px else None
+    wanted = set(tile.blocks)
+    recent: dict[tuple[int, int], Array] = {}
+    for block, result in _in_order(encoder, needed_blocks(tile, windowing, blend), pool):
+        windows, vectors, tokens = result
+        out.tokens += tokens
+        out.windows += len(windows)
+        recent = {at: old for at, old in recent.items() if at[0] >= windows[0][0] - windowing.reach}
+        for index, window in zip(windows, vectors, strict=True):
+            if blended:
+                blended.add(tile, index, window)
+            elif block in wanted:
+                _place(out.vectors, tile, windowing, index, window)
+            _compare(out, tile, windowing, index, window, recent)
+            recent[index] = window
+    if blended:
+        blended.write(out.vectors, tile)
+    np.divide(out._sum, out._count, out=out.disagreement, where=out._count > 0)
+    out.seconds = time.perf_counter() - started
+    return out
+
+
+def _in_order(
+    encoder: BlockEncoder, blocks: list[tuple[int, int]], pool: Executor
+) -> Iterator[tuple[tuple[int, int], tuple[list[tuple[int, int]], Array, int]]]:
+    yield from zip(blocks, pool.map(encoder.encode, blocks), strict=True)
+
+
+def _cells(box: PixelBox, within: PixelBox, patch_px: int) -> tuple[slice, slice]:
+    """Cell slices of `box` in an array over `within`."""
+    rows, cols = box.slices_in(within)
+    p = patch_px
+    return slice(rows.start // p, rows.stop // p), slice(cols.start // p, cols.stop // p)
+
+
+def _place(
+    target: Array, tile: Tile, windowing: Windowing, index: tuple[int, int], window: Array
+) -> None:
+    """Copy a window's owned cells into the tile."""
+    owned = windowing.owned(tile.box.epsg, *index)
+    source = _cells(owned, owned.grown(windowing.margin_px), windowing.patch_px)
+    target[_cells(owned, tile.box, windowing.patch_px)] = window[source]
+
+
+def _compare(
+    out: TileVectors,
+    tile: Tile,
+    windowing: Windowing,
+    index: tuple[int, int],
+    window: Array,
+    recent: dict[tuple[int, int], Array],
+) -> None:
+    """Add the cosine distances between a window and its earlier neighbours on the cells one of them owns."""
+    if not windowing.overlap_px:
+        return
+    epsg, p = tile.box.epsg, windowing.patch_px
+    here = windowing.window(epsg, *index)
+    for di, dj in ((-1, -1), (-1, 0), (-1, 1), (0, -1)):
+        other = (index[0] + di, index[1] + dj)
+        if other not in recent:
+            continue
+        there = windowing.window(epsg, *other)
+        for owner in (index, other):
+            area = windowing.owned(epsg, *owner).intersection(here).intersection(there)
+            area = area.intersection(tile.box)
+            if area.empty:
+                continue
+            a, b = window[_cells(area, here, p)], recent[other][_cells(area, there, p)]
+            norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+            distance = 1.0 - (a * b).sum(axis=-1) / np.maximum(norms, 1e-12)
+            known = np.isfinite(distance)
+            at = _cells(area, tile.box, p)
+            out._sum[at] += np.where(known, distance, 0.0)
+            out._count[at] += known
+
+
+class _Blend:
+    """Weighted mean of all windows over a cell, Hann weights, in one fixed order of windows."""
+
+    def __init__(self, shape: tuple[int, ...], windowing: Windowing) -> None:
+        n = windowing.cells_per_window
+        ramp = np.sin(np.pi * (np.arange(n, dtype=np.float32) + 0.5) / n) ** 2
+        self._weights = np.outer(ramp, ramp).astype(np.float32)  # Y X of a window
+        self._windowing = windowing
+        self._total = np.zeros(shape, np.float32)
+        self._mass = np.zeros(shape[:2], np.float32)
+
+    def add(self, tile: Tile, index: tuple[int, int], window: Array) -> None:
+        p = self._windowing.patch_px
+        here = self._windowing.window(tile.box.epsg, *index)
+        area = here.intersection(tile.box)
+        if area.empty:
+            return
+        source, at = _cells(area, here, p), _cells(area, tile.box, p)
+        values = window[source]
+        weights = np.where(np.isfinite(values[..., 0]), self._weights[source], 0.0).astype(np.float32)
+        self._total[at] += np.where(weights[..., None] > 0, values, 0.0) * weights[..., None]
+        self._mass[at] += weights
+
+    def write(self, target: Array, tile: Tile) -> None:
+        """Cells of the tile's blocks; the neighbours' blocks belong to other tiles or lie outside."""
+        side = self._windowing.block_px
+        for i, j in tile.blocks:
+            block = PixelBox(tile.box.epsg, i * side, j * side, (i + 1) * side, (j + 1) * side)
+            at = _cells(block, tile.box, self._windowing.patch_px)
+            mass = self._mass[at][..., None]
+            target[at] = np.where(mass > 0, self._total[at] / np.where(mass > 0, mass, 1), np.nan)

@@ -1,0 +1,51 @@
+import datetime
+
+import pytest
+
+from olmoearth_cli.errors import InputError
+from olmoearth_cli.settings import read_defaults
+
+KNOWN = {"embed": {"patch_size", "model", "catalog", "start"}, "models": {"as_json"}}
+
+
+def write(folder, text):
+    (folder / "olmoearth.toml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_no_file_means_no_defaults(tmp_path):
+    assert read_defaults(tmp_path, KNOWN) == {}
+
+
+def test_values_reach_their_command(tmp_path):
+    text = '[embed]\npatch_size = 8\ncatalog = ["planetary-computer", "usgs"]\nstart = 2024-03-01\n'
+    defaults = read_defaults(write(tmp_path, text), KNOWN)
+    assert defaults == {
+        "embed": {"patch_size": 8, "catalog": "planetary-computer,usgs", "start": "2024-03-01"}
+    }
+    assert datetime.date.fromisoformat(defaults["embed"]["start"]).month == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[embed]\npatchsize = 8\n", ["patchsize", "did you mean patch_size?"]),
+        ("[embed]\npatch-size = 8\n", ["patch-size", "did you mean patch_size?"]),
+        ("[embd]\npatch_size = 8\n", ["[embd]", "did you mean embed?"]),
+        ("model = 'x'\n", ["unknown table [model]"]),
+        ("embed = 3\n", ["embed must be a table"]),
+        ("[embed]\nmodel = {a = 1}\n", ["model in [embed]", "plain value"]),
+        ("[embed\n", ["not valid TOML"]),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_by_name(tmp_path, text, words):
+    with pytest.raises(InputError) as caught:
+        read_defaults(write(tmp_path, text), KNOWN)
+    for word in [*words, "olmoearth.toml"]:
+        assert word in str(caught.value)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "olmoearth.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_defaults(tmp_path, KNOWN)
