@@ -2,9 +2,9 @@
 
     PYTHONHASHSEED=0 OMP_NUM_THREADS=1 python -m benchmarks.encoder --sizes nano,base --configs B
 
-The protocol is spec/performance.md section 7: variants are called in turn and in rotated order, a call's cost is
-the process's CPU time, and a result is the median of the ratios of single rounds, with the ratio of the minima
-beside it. Milliseconds do not travel between machines; ratios, and time over floor, do.
+The protocol is spec/performance.md section 7: variants are called in turn and in rotated order, a call's
+cost is the process's CPU time, and a result is the median of the ratios of single rounds, with the ratio of
+the minima beside it. Milliseconds do not travel between machines; ratios, and time over floor, do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -97,9 +97,7 @@ def build(size: str, folder: Path, release: str = "v1.2") -> tuple[Any, OlmoEart
 def windows(config: Config) -> tuple[dict[str, Tensor], Tensor]:
     """Normalised noise and monthly dates."""
     generator = torch.Generator().manual_seed(0)
-    values = 0.5 + 0.25 * torch.randn(
-        config.batch, config.side, config.side, config.periods, 12, generator=generator
-    )
+    values = 0.5 + 0.25 * torch.randn(config.batch, config.side, config.side, config.periods, 12, generator=generator)
     stamps = torch.tensor([[(1, t, 2023) for t in range(config.periods)]]).repeat(config.batch, 1, 1)
     return {S2: values}, stamps
 
@@ -112,7 +110,7 @@ def check_parity(theirs: Any, ours: OlmoEarthModel, folder: Path) -> dict[str, f
     """
     config = Config(batch=1, side=32, periods=12, patch_px=8)
     inputs, stamps = windows(config)
-    found = {}
+    found: dict[str, float] = {}
     for label, factor in (("plain", 1.0), ("q,k x2", 2.0)):
         scale_attention(theirs, factor)
         oracle.save_published(theirs, ours.spec.name, folder)
@@ -184,9 +182,7 @@ def floor_seconds(spec: ModelSpec, config: Config, dtype: torch.dtype) -> float:
     blocks = sum(product_seconds(*shape, dtype) for shape in shapes)
     macs = sum(m * k * n for m, k, n in shapes)
     attention = 2 * config.tokens**2 * d * config.batch
-    embedding = product_seconds(rows, pixel * 64, d, dtype) + product_seconds(
-        rows * 64, 12, pixel, torch.float32
-    )
+    embedding = product_seconds(rows, pixel * 64, d, dtype) + product_seconds(rows * 64, 12, pixel, torch.float32)
     return batches * (spec.depth * blocks + embedding) + spec.depth * attention * blocks / macs
 
 
@@ -264,13 +260,13 @@ def table(rows: list[Row], parity: dict[str, dict[str, float]], about: dict[str,
     lines = [
         "# Encoder: time against the reference",
         "",
-        "Made by `benchmarks/encoder.py` (protocol: its docstring). Sentinel-2, v1.2, random weights, nothing",
-        "missing. Ratios are reference float32 time / ours: median of rounds (ratio of minima).",
+        "Made by `benchmarks/encoder.py` (protocol: its docstring). Sentinel-2, v1.2, random weights,",
+        "nothing missing. Ratios are reference float32 time / ours: median of rounds (ratio of minima).",
         "",
         f"{about['cpu']} ({', '.join(about['isa'])}), {about['threads']} thread, {versions}.",
         "",
-        "| size | windows | float32 | bfloat16 | reference's own autocast | float32 / floor | bfloat16 / floor "
-        "| reference / floor | max abs float32 | rms bfloat16 | rms autocast |",
+        "| size | windows | float32 | bfloat16 | reference's own autocast | float32 / floor "
+        "| bfloat16 / floor | reference / floor | max abs float32 | rms bfloat16 | rms autocast |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -281,20 +277,15 @@ def table(rows: list[Row], parity: dict[str, dict[str, float]], about: dict[str,
         floors = [f"{row.over_floor[n]:.2f}" for n in ("float32", "bfloat16", "reference")]
         errors = [f"{row.max_abs['float32']:.1e}"]
         errors += [f"{100 * row.rms_share[n]:.2f} %" for n in ("bfloat16", "reference autocast")]
-        lines.append(
-            "| " + " | ".join([row.size, f"{row.config}: {row.text}", *pairs, *floors, *errors]) + " |"
-        )
+        lines.append("| " + " | ".join([row.size, f"{row.config}: {row.text}", *pairs, *floors, *errors]) + " |")
     lines += ["", "Parity before timing, largest distance from float64 (T12 p8, 32 px):", ""]
-    lines += [
-        f"- {size}: " + "; ".join(f"{k} {v:.1e}" for k, v in found.items()) for size, found in parity.items()
-    ]
+    lines += [f"- {size}: " + "; ".join(f"{k} {v:.1e}" for k, v in found.items()) for size, found in parity.items()]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Read the options, measure, write the page and the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="nano,tiny,small,base")
     parser.add_argument("--configs", default="A,B,C,D")
     parser.add_argument("--rounds", type=int, default=None, help="default: 20 below 100 ms, else 7")
@@ -307,14 +298,14 @@ def main() -> None:
     for size in options.sizes.split(","):
         with TemporaryDirectory() as temporary:
             theirs, ours = build(size, Path(temporary) / "model")
-            parity[size] = check_parity(theirs, replace(ours), Path(temporary) / "parity")
+            parity[size] = check_parity(theirs, ours, Path(temporary) / "parity")
             for label in options.configs.split(","):
-                rows.append(measure(size, label, theirs, ours, options.rounds))
-                row = rows[-1]
+                row = measure(size, label, theirs, ours, options.rounds)
+                rows.append(row)
                 gmacs = gmacs_per_window(ours.spec, CONFIGS[label].tokens) * CONFIGS[label].batch
                 print(
-                    f"{size} {label}: float32 {row.ratio['float32']:.2f}x, bfloat16 {row.ratio['bfloat16']:.2f}x, "
-                    f"reference {row.reference_ms:.0f} ms for {gmacs:.1f} GMAC",
+                    f"{size} {label}: float32 {row.ratio['float32']:.2f}x, "
+                    f"bfloat16 {row.ratio['bfloat16']:.2f}x, reference {row.reference_ms:.0f} ms for {gmacs:.1f} GMAC",
                     file=sys.stderr,
                 )
     content = {"machine": about, "parity": parity, "rows": [asdict(row) for row in rows]}

@@ -27,7 +27,7 @@ app.command("embed", epilog=embed.EXAMPLE)(embed.embed)
 app.command("models", epilog=models.EXAMPLE)(models.models)
 
 
-class Interrupted(OlmoEarthError):
+class Interrupted(OlmoEarthError):  # noqa: N818 - not an error
     """The user or the system asked the program to stop."""
 
     def __init__(self, number: int) -> None:

@@ -21,7 +21,7 @@ WITH_GAPS = 3
 DAYS = ["%Y-%m-%d"]
 
 
-def embed(
+def embed(  # noqa: PLR0913, PLR0917 - one argument per flag
     aoi: Annotated[
         str,
         typer.Option(help="Region: a vector file with polygons, or minx,miny,maxx,maxy in lon/lat."),
@@ -29,7 +29,8 @@ def embed(
     start: Annotated[datetime | None, typer.Option(formats=DAYS, help="First day of the first period.")] = None,
     end: Annotated[datetime | None, typer.Option(formats=DAYS, help="Day after the last one.")] = None,
     year: Annotated[
-        int | None, typer.Option(help="Calendar year: 12 periods of 30 days from 1 January. [default: the last complete]")
+        int | None,
+        typer.Option(help="Calendar year: 12 periods of 30 days from 1 January. [default: the last complete]"),
     ] = None,
     periods: Annotated[int | None, typer.Option(min=1, help="Number of 30-day periods. [default: 12]")] = None,
     catalog: Annotated[
@@ -41,7 +42,9 @@ def embed(
     ] = None,
     modality_list: Annotated[
         str | None,
-        typer.Option("--modalities", help="s2, s1, landsat; with commas. [default: s2,s1 where the catalogue has them]"),
+        typer.Option(
+            "--modalities", help="s2, s1, landsat; with commas. [default: s2,s1 where the catalogue has them]"
+        ),
     ] = None,
     model: Annotated[
         str, typer.Option(help="Short name (see olmoearth models), Hugging Face repo id, or a folder.")
@@ -49,7 +52,9 @@ def embed(
     patch_size: Annotated[int, typer.Option(help="Side of a map cell in 10 m pixels, 1 to 8.")] = 4,
     window: Annotated[int, typer.Option(help="Side of a model window in pixels.")] = 64,
     overlap: Annotated[int, typer.Option(help="Pixels that neighbouring windows share.")] = 32,
-    blend: Annotated[Blend, typer.Option(help="Where windows overlap: the owner's vector, or a Hann mean.")] = Blend.NONE,
+    blend: Annotated[
+        Blend, typer.Option(help="Where windows overlap: the owner's vector, or a Hann mean.")
+    ] = Blend.NONE,
     precision: Annotated[Precision, typer.Option(help="Arithmetic of the encoder.")] = Precision.FLOAT32,
     dtype: Annotated[MapType, typer.Option(help="Numbers in the tiles.")] = MapType.INT8,
     out: Annotated[
@@ -61,7 +66,9 @@ def embed(
     tile_size: Annotated[
         int | None, typer.Option(min=1, help="Side of an output tile in pixels. [default: 256 to 1024 by region]")
     ] = None,
-    guard: Annotated[Guard, typer.Option(help="When pixels contradict the catalogue: stop, warn, or do not look.")] = Guard.STRICT,
+    guard: Annotated[
+        Guard, typer.Option(help="When pixels contradict the catalogue: stop, warn, or do not look.")
+    ] = Guard.STRICT,
     plan: Annotated[bool, typer.Option("--plan", help="Say what the run would cost, and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a map made with other settings.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -72,7 +79,7 @@ def embed(
     Prints the map's folder (and the preview's path on stderr). Run the same command again to continue an
     interrupted map; a finished one is left as it is.
     """
-    from olmoearth_pipelines.embed import EmbedRequest, prepare
+    from olmoearth_pipelines.request import EmbedRequest, prepare
 
     console = Console(quiet=quiet, as_json=as_json)
     request = EmbedRequest(
@@ -100,7 +107,9 @@ def embed(
     )
     prepared = prepare(request, console.note)
     if plan:
-        figures = prepared.cost()
+        from olmoearth_pipelines.cost import estimate
+
+        figures = estimate(prepared)
         console.result(_plan_text(figures, prepared), {**figures, "folder": str(prepared.folder)})
         return
     _run(prepared, console)
@@ -153,7 +162,11 @@ def _plan_text(figures: dict[str, Any], prepared: Prepared) -> str:
     rows = [
         ("region", f"{prepared.aoi.source}, {figures['region_km2']:.1f} km2"),
         ("dates", f"{figures['start']} to {figures['end']}, {figures['periods']} periods of 30 days"),
-        ("tiles", f"{figures['tiles']} of {figures['tile_px']} px, {figures['windows']} windows, {figures['encoded_km2']:.1f} km2"),
+        (
+            "tiles",
+            f"{figures['tiles']} of {figures['tile_px']} px, {figures['windows']} windows, "
+            f"{figures['encoded_km2']:.1f} km2",
+        ),
         ("scenes", scenes),
         ("to read", f"about {size(figures['bytes_to_read'])} (decoded)"),
         ("to compute", f"{figures['gflops']:,.0f} GFLOP with {figures['model']}"),

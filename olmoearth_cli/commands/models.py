@@ -55,5 +55,7 @@ def models(
         )
         for r in rows
     ]
-    legend = f"GFLOP/km2: {PERIODS} periods, patch size {PATCH_PX}, windows of {WINDOW_PX} px with {OVERLAP_PX} px overlap."
+    legend = (
+        f"GFLOP/km2: {PERIODS} periods, patch size {PATCH_PX}, windows of {WINDOW_PX} px with {OVERLAP_PX} px overlap."
+    )
     console.result(console.table(header, table) + "\n" + legend, {"models": rows})

@@ -48,9 +48,7 @@ def weights_file(folder: Path) -> Path:
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
-    raise ModelError(
-        f"{folder}: no weights; one of {', '.join(WEIGHT_FILES)} is expected beside config.json."
-    )
+    raise ModelError(f"{folder}: no weights; one of {', '.join(WEIGHT_FILES)} is expected beside config.json.")
 
 
 def load_encoder_weights(encoder: Encoder, path: Path) -> None:
@@ -81,11 +79,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{path}: truncated, or not a PyTorch weights file ({reason}). {again}") from None
-    if (
-        not isinstance(content, Mapping)
-        or not content
-        or not all(isinstance(v, Tensor) for v in content.values())
-    ):
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ModelError(
             f"{path}: a flat mapping of names to tensors is expected, but the file holds something else. "
             "Use the weights.pth that was published next to config.json, not a training checkpoint."

@@ -18,14 +18,8 @@ LARGEST_NORMAL = 1e4
 
 def check_patch_size(patch_px: int, config: EncoderConfig) -> None:
     """Refuse a patch size that the model was not trained for."""
-    if (
-        isinstance(patch_px, bool)
-        or not isinstance(patch_px, int)
-        or not 1 <= patch_px <= config.base_patch_px
-    ):
-        raise ValueError(
-            f"patch_size {patch_px!r}: the models take whole numbers 1 to {config.base_patch_px}."
-        )
+    if isinstance(patch_px, bool) or not isinstance(patch_px, int) or not 1 <= patch_px <= config.base_patch_px:
+        raise ValueError(f"patch_size {patch_px!r}: the models take whole numbers 1 to {config.base_patch_px}.")
 
 
 def check_timestamps(timestamps: Tensor) -> None:
@@ -48,14 +42,11 @@ def check_timestamps(timestamps: Tensor) -> None:
         )
     if timestamps.numel() and int(timestamps[..., 0].max()) > 31:
         raise ValueError(
-            f"timestamps: a day is {int(timestamps[..., 0].max())}. "
-            "The order is (day 1-31, month 0-11, year)."
+            f"timestamps: a day is {int(timestamps[..., 0].max())}. The order is (day 1-31, month 0-11, year)."
         )
 
 
-def check_inputs(
-    config: EncoderConfig, inputs: Mapping[str, Tensor], timestamps: Tensor, patch_px: int
-) -> None:
+def check_inputs(config: EncoderConfig, inputs: Mapping[str, Tensor], timestamps: Tensor, patch_px: int) -> None:
     """Refuse inputs whose shapes disagree with the model, the timestamps, the patch size or each other.
 
     Args:
@@ -74,23 +65,17 @@ def check_inputs(
         modality = MODALITIES[name]
         periods = t if modality.multitemporal else 1
         if values.ndim != 5:
-            raise ValueError(
-                f"{name}: [B, H, W, T, C] is expected, not {list(values.shape)} (a static map has T = 1)."
-            )
+            raise ValueError(f"{name}: [B, H, W, T, C] is expected, not {list(values.shape)} (a static map has T = 1).")
         if (values.shape[0], values.shape[3]) != (b, periods):
             raise ValueError(
                 f"{name}: shape {list(values.shape)} has batch {values.shape[0]} and {values.shape[3]} "
                 f"periods, but the timestamps are for {b} and {periods}."
             )
         if values.shape[-1] != len(modality.bands):
-            raise ValueError(
-                f"{name}: {values.shape[-1]} bands, but it has {len(modality.bands)}: {modality.bands}."
-            )
+            raise ValueError(f"{name}: {values.shape[-1]} bands, but it has {len(modality.bands)}: {modality.bands}.")
         side = (values.shape[1], values.shape[2])
         if 0 in side or side[0] % patch_px or side[1] % patch_px:
-            raise ValueError(
-                f"{name}: patch_size {patch_px} does not divide a window of {side[0]} x {side[1]} px."
-            )
+            raise ValueError(f"{name}: patch_size {patch_px} does not divide a window of {side[0]} x {side[1]} px.")
         if first is not None and side != first[1]:
             raise ValueError(f"{name} has {side} px, but {first[0]} has {first[1]}: one grid for all.")
         first = first or (name, side)
@@ -141,8 +126,6 @@ def visible_tokens(
             )
         token_mask = mask[:, ::patch_px, ::patch_px]
         if not torch.isin(token_mask, torch.arange(4, device=mask.device).to(mask.dtype)).all():
-            raise ValueError(
-                f"mask of {name}: codes are 0 visible, 1 target only, 2 decode, 3 missing; it has others."
-            )
+            raise ValueError(f"mask of {name}: codes are 0 visible, 1 target only, 2 decode, 3 missing; it has others.")
         visible[name] = token_mask == VISIBLE
     return visible

@@ -2,7 +2,7 @@
 
 Numerically this is `core.nn` with sums in another order; the tests hold the two together. What pays was
 measured (benchmarks/encoder.md): one product for queries, keys and values; rotation as one complex product in
-place; on CPUs oneDNN's packed products with GELU and the residual sum fused into them.
+place; sums and GELU in place (core.linear).
 """
 
 from __future__ import annotations

@@ -179,9 +179,7 @@ class OlmoEarthModel:
         """As the reference in evaluation mode: zero tokens up to the longest sample, and no mask (G2)."""
         counts = seen.sum(dim=1)
         if int(counts.min()) == 0:
-            raise ValueError(
-                "a sample has no visible token: the reference cannot encode it (spec/model.md G19)."
-            )
+            raise ValueError("a sample has no visible token: the reference cannot encode it (spec/model.md G19).")
         longest = int(counts.max())
         order = (~seen).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]  # B L
         rows = torch.arange(len(x), device=x.device)[:, None]
@@ -265,9 +263,7 @@ def random_model(name: str | EncoderConfig, seed: int) -> OlmoEarthModel:
     Channel codes start from a small normal distribution, not from zero, so that the modalities differ.
     """
     if isinstance(name, EncoderConfig):
-        spec = spec_of_config(
-            {"model": {"encoder_config": encoder_section(name)}}, origin="config", folder_name="own"
-        )
+        spec = spec_of_config({"model": {"encoder_config": encoder_section(name)}}, origin="config", folder_name="own")
         spec = replace(spec, encoder=name)
     else:
         spec = find_spec(name)
@@ -326,9 +322,7 @@ def _ready(encoder: Encoder, device: str | torch.device, dtype: torch.dtype) -> 
         return encoder.to(device=device, dtype=dtype).eval().requires_grad_(False)
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise ModelError(
-            f"device {device}: the model cannot be put there ({reason}). Use cpu or cuda."
-        ) from None
+        raise ModelError(f"device {device}: the model cannot be put there ({reason}). Use cpu or cuda.") from None
 
 
 def _refuse_pooler(spec: ModelSpec) -> None:

@@ -75,9 +75,7 @@ def normalize(modality: str, values: Array, *, release: str) -> Array:
         _warn_if_many(
             modality,
             missing,
-            limit=0.0
-            if release == "v1"
-            else _facts()["missing_band_fill"]["warn_if_fraction_filled_exceeds"],
+            limit=0.0 if release == "v1" else _facts()["missing_band_fill"]["warn_if_fraction_filled_exceeds"],
         )
         out[missing] = 0.0
     return out

@@ -28,9 +28,7 @@ class PatchPlan:
         """
         self.side, self.patch_px, self.base_px = side, patch_px, encoder.patch_embeddings.side
         self.dtype = dtype
-        self._sets = [
-            _Prepared(m, channels, dtype) for m, channels in encoder.patch_embeddings.band_sets(modality)
-        ]
+        self._sets = [_Prepared(m, channels, dtype) for m, channels in encoder.patch_embeddings.band_sets(modality)]
         codes = encoder.composite_encodings
         slots = torch.arange(len(stamps), device=stamps.device)
         codes_at_slot = codes.image_code(modality, slots, stamps[:, 1])  # T S D
@@ -74,12 +72,7 @@ class PatchPlan:
         if self.patch_px != self.base_px:
             images = resize(images, self.patch_px, self.base_px)
         y, p = self.side, self.base_px
-        return (
-            images.unflatten(1, (y, p))
-            .unflatten(3, (y, p))
-            .permute(0, 1, 3, 2, 4, 5)
-            .reshape(-1, y * y, p, p, c)
-        )
+        return images.unflatten(1, (y, p)).unflatten(3, (y, p)).permute(0, 1, 3, 2, 4, 5).reshape(-1, y * y, p, p, c)
 
 
 class _Prepared:

@@ -86,9 +86,7 @@ class EmbedPlan:
             self._tables = rotary_tables(encoder, places)
             self._blocks = [DenseBlock(block, dtype) for block in encoder.layers()]
             self._norm = (encoder.norm.weight.float().clone(), encoder.norm.bias.float().clone())
-            self._patches = {
-                m: PatchPlan(encoder, m, stamps, self.side, patch_size, dtype) for m in self.modalities
-            }
+            self._patches = {m: PatchPlan(encoder, m, stamps, self.side, patch_size, dtype) for m in self.modalities}
 
     @property
     def tokens_per_window(self) -> int:
@@ -96,9 +94,7 @@ class EmbedPlan:
         return self.cells * self.periods * sum(self.sets.values())
 
     @torch.inference_mode()
-    def embed(
-        self, inputs: Mapping[str, np.ndarray | Tensor], seen: Mapping[str, np.ndarray | Tensor]
-    ) -> Tensor:
+    def embed(self, inputs: Mapping[str, np.ndarray | Tensor], seen: Mapping[str, np.ndarray | Tensor]) -> Tensor:
         """Encode and pool a batch of windows.
 
         The slot code of v1 and v1.1 counts from each window's first period with data. Values under an unseen
@@ -132,9 +128,7 @@ class EmbedPlan:
             out[rows] = self._encode(micro, pixels, part, first_period[rows])
         return out.view(batch, self.side, self.side, d)
 
-    def _encode(
-        self, micro: MicroBatch, pixels: dict[str, Tensor], seen: dict[str, Tensor], first: Tensor
-    ) -> Tensor:
+    def _encode(self, micro: MicroBatch, pixels: dict[str, Tensor], seen: dict[str, Tensor], first: Tensor) -> Tensor:
         """One micro-batch.
 
         Args:
@@ -180,17 +174,12 @@ class EmbedPlan:
             return Places(index=None, repeats=len(chosen))
         cell = torch.arange(self.cells, device=self.model.device)[None, :, None]
         index = torch.cat(
-            [
-                (i.period[:, None, None] * self.cells + cell).expand(i.seen.shape).flatten()
-                for i in chosen.values()
-            ]
+            [(i.period[:, None, None] * self.cells + cell).expand(i.seen.shape).flatten() for i in chosen.values()]
         )
         index = (index if order is None else index[order]).view(b, micro.count)
         return Places(index=index[0] if micro.alike else index, repeats=1)
 
-    def _pool(
-        self, x: Tensor, chosen: dict[str, _Images], order: Tensor | None, seen: dict[str, Tensor]
-    ) -> Tensor:
+    def _pool(self, x: Tensor, chosen: dict[str, _Images], order: Tensor | None, seen: dict[str, Tensor]) -> Tensor:
         """Mean over a modality's seen tokens of a cell, then over modalities seen; [b, cells, D]."""
         b, _, d = x.shape
         flat = x.reshape(-1, d)
@@ -222,8 +211,7 @@ class EmbedPlan:
         """Flags {modality: [B, T, cells, S]} and pixels {modality: [B, H, W, T, C]} on the model's device."""
         if set(inputs) != set(seen) or not inputs or not set(inputs) <= set(self.modalities):
             raise ValueError(
-                f"inputs have {sorted(inputs)}, seen has {sorted(seen)}; "
-                f"the plan is for {list(self.modalities)}."
+                f"inputs have {sorted(inputs)}, seen has {sorted(seen)}; the plan is for {list(self.modalities)}."
             )
         batch = len(next(iter(inputs.values())))
         flags, pixels = {}, {}
@@ -238,9 +226,7 @@ class EmbedPlan:
             shape = (batch, self.window_px, self.window_px, self.periods, len(MODALITIES[m].bands))
             for what, found, wanted in (("inputs", values.shape, shape), ("seen", flag.shape, token_shape)):
                 if tuple(found) != wanted:
-                    raise ValueError(
-                        f"{what} of {m}: shape {list(found)}, but the plan is for {list(wanted)}."
-                    )
+                    raise ValueError(f"{what} of {m}: shape {list(found)}, but the plan is for {list(wanted)}.")
             if flag.dtype != torch.bool:
                 raise ValueError(f"seen of {m} must be bool, not {flag.dtype} (True where a token has data).")
             pixels[m] = values.to(self.model.device, torch.float32)

@@ -145,9 +145,7 @@ def find_spec(name: str | Path) -> ModelSpec:
         return released
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return spec_of_config(
-            read_config(folder), origin=str(folder / CONFIG_FILE), folder_name=folder.resolve().name
-        )
+        return spec_of_config(read_config(folder), origin=str(folder / CONFIG_FILE), folder_name=folder.resolve().name)
     known = [spec.name for spec in RELEASED]
     close = difflib.get_close_matches(str(name).lower(), known, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
@@ -182,9 +180,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelError(f"{path}: cannot be read ({error}). Fetch the file again.") from None
     if not isinstance(config, dict):
-        raise ModelError(
-            f"{path}: a JSON object is expected, not a {type(config).__name__}. Fetch the file again."
-        )
+        raise ModelError(f"{path}: a JSON object is expected, not a {type(config).__name__}. Fetch the file again.")
     return config
 
 

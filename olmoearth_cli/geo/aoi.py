@@ -113,7 +113,9 @@ def _read(path: Path) -> GeoDataFrame:
     if not isinstance(frame, geopandas.GeoDataFrame) or not len(frame):
         raise InputError(f"--aoi {path}: holds no geometry. Draw a polygon and save it again.")
     if frame.crs is None:
-        raise InputError(f"--aoi {path}: has no coordinate reference system. Set it (for example EPSG:4326) and save it again.")
+        raise InputError(
+            f"--aoi {path}: has no coordinate reference system. Set it (for example EPSG:4326) and save it again."
+        )
     if frame.crs.to_epsg() != 4326:
         frame = frame.to_crs(4326)
     return frame
@@ -125,11 +127,13 @@ def _only_polygons(frame: GeoDataFrame, path: Path) -> list[shapely.Geometry]:
         raise InputError(f"--aoi {path}: every geometry is empty. Draw a polygon and save it again.")
     polygons = [g for g in geometries if not _polygons([g], mend=False).is_empty]
     if not polygons:
-        kinds = {}
+        kinds: dict[str, int] = {}
         for g in geometries:
             kinds[g.geom_type] = kinds.get(g.geom_type, 0) + 1
         found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        raise InputError(f"--aoi {path}: no polygon to map (found {found}). Draw a polygon around them, or buffer them in a GIS.")
+        raise InputError(
+            f"--aoi {path}: no polygon to map (found {found}). Draw a polygon around them, or buffer them in a GIS."
+        )
     return polygons
 
 
@@ -141,7 +145,7 @@ def _checked(geometries: list[shapely.Geometry], source: str, name: str) -> Aoi:
     if not all(map(math.isfinite, (west, south, east, north))):
         raise InputError(f"--aoi {source}: has coordinates that are no numbers. Save it again in EPSG:4326.")
     if south < -90 or north > 90:
-        hint = " Are latitude and longitude swapped?" if -90 <= west and east <= 90 else ""
+        hint = " Are latitude and longitude swapped?" if west >= -90 and east <= 90 else ""
         raise InputError(f"--aoi {source}: latitudes from {south:.6g} to {north:.6g} are beyond 90 degrees.{hint}")
     if west < -360 or east > 360:
         raise InputError(f"--aoi {source}: longitudes from {west:.6g} to {east:.6g}. Save it in EPSG:4326 (lon/lat).")
@@ -153,7 +157,9 @@ def _checked(geometries: list[shapely.Geometry], source: str, name: str) -> Aoi:
     united = shapely.union_all([_polygons([_within_180(g, source)]) for g in geometries])
     result = _polygons([united])
     if result.is_empty or result.area == 0:
-        raise InputError(f"--aoi {source}: its geometry is invalid and nothing is left of it once mended. Draw it again.")
+        raise InputError(
+            f"--aoi {source}: its geometry is invalid and nothing is left of it once mended. Draw it again."
+        )
     return Aoi(geometry=result, source=source, name=name)
 
 
@@ -168,7 +174,9 @@ def _within_180(geometry: shapely.Geometry, source: str) -> shapely.Geometry:
             return shapely.union_all([_shifted(mended, k) for k in (-1, 0, 1)])
         return shapely.union_all([_fixed(p) for p in _parts(geometry)])
     except (ValueError, shapely.errors.GEOSException) as error:
-        raise InputError(f"--aoi {source}: cannot be divided at the dateline ({error}). Divide it there yourself.") from None
+        raise InputError(
+            f"--aoi {source}: cannot be divided at the dateline ({error}). Divide it there yourself."
+        ) from None
 
 
 def _fixed(polygon: Polygon) -> shapely.Geometry:

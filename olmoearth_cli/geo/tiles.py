@@ -188,7 +188,8 @@ def tile_grid(aoi: Aoi, windowing: Windowing, *, tile_px: int | None = None) -> 
     """
     blocks = blocks_of(aoi, windowing.block_px)
     sides = [tile_px] if tile_px else list(TILE_SIDES_PX)
-    side, grouped = 0, {}
+    side = 0
+    grouped: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
     for wanted in sides:
         candidate = windowing.tile_px(wanted)
         groups = _group(blocks, windowing, candidate)
@@ -211,3 +212,26 @@ def _group(
         for i, j in members:
             groups.setdefault((epsg, i // per_side, j // per_side), []).append((i, j))
     return groups
+
+
+def needed_blocks(tile: Tile, windowing: Windowing, blend: str) -> list[tuple[int, int]]:
+    """Blocks to encode for a tile: its own, and with blending those whose windows reach into them."""
+    if blend == "none" or not windowing.overlap_px:
+        return sorted(tile.blocks)
+    reach = -(-windowing.reach // windowing.batch_side)
+    span = range(-reach, reach + 1)
+    return sorted({(i + a, j + b) for i, j in tile.blocks for a in span for b in span})
+
+
+def pixels_of(tile: Tile, windowing: Windowing, blend: str) -> PixelBox:
+    """The pixels that a tile's windows look at."""
+    blocks = needed_blocks(tile, windowing, blend)
+    side = windowing.block_px
+    rows, cols = [b[0] for b in blocks], [b[1] for b in blocks]
+    return PixelBox(
+        tile.box.epsg,
+        min(rows) * side,
+        min(cols) * side,
+        (max(rows) + 1) * side,
+        (max(cols) + 1) * side,
+    ).grown(windowing.margin_px)

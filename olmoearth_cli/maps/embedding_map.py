@@ -152,9 +152,5 @@ def _why_no_tile(folder: Path, *, gaps: int) -> str:
     if gaps:
         return f"{folder}: all {gaps} tiles of this map are gaps (their reasons are in {folder / 'gaps'})."
     if (folder / "run.json").is_file():
-        return (
-            f"{folder}: no tile of this map is finished yet. Run the same embed command again to continue it."
-        )
-    return (
-        f"{folder}: holds no embedding map (no items/*.json). Give the folder that `olmoearth embed` printed."
-    )
+        return f"{folder}: no tile of this map is finished yet. Run the same embed command again to continue it."
+    return f"{folder}: holds no embedding map (no items/*.json). Give the folder that `olmoearth embed` printed."

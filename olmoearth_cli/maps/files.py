@@ -32,9 +32,7 @@ _REASONS = {
 
 def output_error(path: Path, error: OSError) -> OutputError:
     """The message for a file that the system refused to write."""
-    reason = _REASONS.get(
-        error.errno or 0, f"{error.strerror or error}. Check the folder, or choose another --out."
-    )
+    reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}. Check the folder, or choose another --out.")
     return OutputError(f"{path}: cannot be written: {reason}")
 
 
@@ -89,9 +87,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: not readable as JSON ({error}). Restore the file, or make the map again."
-        ) from error
+        raise InputError(f"{path}: not readable as JSON ({error}). Restore the file, or make the map again.") from error
 
 
 def remove(path: Path) -> None:

@@ -34,9 +34,7 @@ def footprint(box: PixelBox) -> tuple[dict[str, Any], list[float]]:
     """GeoJSON geometry and bounding box; cut in two, with west > east, where the box crosses the dateline."""
     west, south, east, north = box.bounds_m
     step = np.linspace(0.0, 1.0, POINTS_PER_EDGE)[:-1]
-    x = np.concatenate(
-        [west + step * (east - west), np.full(4, east), east - step * (east - west), np.full(4, west)]
-    )
+    x = np.concatenate([west + step * (east - west), np.full(4, east), east - step * (east - west), np.full(4, west)])
     y = np.concatenate(
         [np.full(4, south), south + step * (north - south), np.full(4, north), north - step * (north - south)]
     )

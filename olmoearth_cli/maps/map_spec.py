@@ -55,9 +55,7 @@ class MapSpec:
             raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
         for values in (self.scale, self.offset):
             if (values is None) == (self.dtype == "int8") or (values and len(values) != self.dimensions):
-                raise ValueError(
-                    f"{self.dtype} with {self.dimensions} dimensions does not fit scale and offset"
-                )
+                raise ValueError(f"{self.dtype} with {self.dimensions} dimensions does not fit scale and offset")
 
     @property
     def cell_m(self) -> int:
@@ -98,9 +96,7 @@ class MapSpec:
         """Names of the fields that make vectors of the two specs incomparable or differ in layout."""
         ignored = {"software", "title"}
         return [
-            f.name
-            for f in fields(self)
-            if f.name not in ignored and getattr(self, f.name) != getattr(other, f.name)
+            f.name for f in fields(self) if f.name not in ignored and getattr(self, f.name) != getattr(other, f.name)
         ]
 
     def to_json(self) -> dict[str, Any]:

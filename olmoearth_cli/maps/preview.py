@@ -95,9 +95,7 @@ def write_preview(folder: Path, spec: MapSpec, tiles: Sequence[TileEntry]) -> Pa
     """Write `preview.tif` (COG, no data 0) and `preview.png` (transparent there); returns the PNG's path."""
     done = [tile for tile in tiles if tile.status == "done"]
     palette = Palette.fit(_sample(spec, done))
-    picture = _in_one_crs(
-        [_draw_zone(spec, palette, [t for t in done if t.box.epsg == e]) for e in zones(done)]
-    )
+    picture = _in_one_crs([_draw_zone(spec, palette, [t for t in done if t.box.epsg == e]) for e in zones(done)])
     names = tuple(f"principal component {i}" for i in (1, 2, 3))
     raster = Raster(
         values=picture.rgb, epsg=picture.epsg, transform=picture.transform, nodata=float(NO_DATA), names=names
@@ -146,9 +144,7 @@ def _draw_zone(spec: MapSpec, palette: Palette, tiles: Sequence[TileEntry]) -> P
     for tile in tiles:
         rows, cols = tile.box.slices_in(box)
         # Rounding the shared edge the same way for both neighbours leaves neither gap nor overlap.
-        r0, r1, c0, c1 = (
-            round(v / (spec.patch_px * step)) for v in (rows.start, rows.stop, cols.start, cols.stop)
-        )
+        r0, r1, c0, c1 = (round(v / (spec.patch_px * step)) for v in (rows.start, rows.stop, cols.start, cols.stop))
         if r1 > r0 and c1 > c0:
             rgb[:, r0:r1, c0:c1] = palette.colours(_read_reduced(spec, tile, (r1 - r0, c1 - c0)))
     return Picture(rgb=rgb, epsg=box.epsg, transform=box.transform(spec.cell_m * step))

@@ -149,8 +149,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
         raise OutputError(f"{path}: is not a record of this program. Choose another folder with --out.")
     if record["format"] != FORMAT:
         raise OutputError(
-            f"{path}: map format {record['format']}, this program writes {FORMAT}. "
-            "Choose another folder with --out."
+            f"{path}: map format {record['format']}, this program writes {FORMAT}. Choose another folder with --out."
         )
     return record
 

@@ -45,9 +45,7 @@ class SeamSums:
         return (self.border_sum / self.border_count) / (self.inside_sum / self.inside_count)
 
 
-def seam_figure(
-    vectors: npt.NDArray[np.floating[Any]], row: int, col: int, cells_per_stride: int
-) -> SeamSums:
+def seam_figure(vectors: npt.NDArray[np.floating[Any]], row: int, col: int, cells_per_stride: int) -> SeamSums:
     """Compare neighbouring cells of one tile, along rows and along columns.
 
     Args:
@@ -63,12 +61,8 @@ def seam_figure(
     for start in range(0, vectors.shape[0], _ROWS):
         rows = vectors[start : start + _ROWS]
         below = vectors[start + 1 : start + _ROWS + 1]
-        total += _sums(
-            rows[:, 1:], rows[:, :-1], _borders(col + 1, rows.shape[1] - 1, cells_per_stride)[None, :]
-        )
-        total += _sums(
-            below, rows[: len(below)], _borders(row + start + 1, len(below), cells_per_stride)[:, None]
-        )
+        total += _sums(rows[:, 1:], rows[:, :-1], _borders(col + 1, rows.shape[1] - 1, cells_per_stride)[None, :])
+        total += _sums(below, rows[: len(below)], _borders(row + start + 1, len(below), cells_per_stride)[:, None])
     return total
 
 

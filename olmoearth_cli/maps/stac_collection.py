@@ -121,8 +121,7 @@ def _providers(spec: MapSpec) -> list[dict[str, Any]]:
 
 def _links(spec: MapSpec, tiles: Sequence[TileEntry]) -> list[dict[str, Any]]:
     items = [
-        {"rel": "item", "href": f"./items/{tile.id}.json", "type": GEOJSON_TYPE, "title": tile.id}
-        for tile in tiles
+        {"rel": "item", "href": f"./items/{tile.id}.json", "type": GEOJSON_TYPE, "title": tile.id} for tile in tiles
     ]
     return [
         {"rel": "root", "href": "./collection.json", "type": JSON_TYPE},

@@ -140,8 +140,7 @@ def _item(spec: MapSpec, tile_id: str, box: PixelBox, status: str) -> dict[str, 
             STATUS: status,
         },
         "links": [
-            {"rel": rel, "href": "../collection.json", "type": JSON_TYPE}
-            for rel in ("root", "parent", "collection")
+            {"rel": rel, "href": "../collection.json", "type": JSON_TYPE} for rel in ("root", "parent", "collection")
         ],
         "assets": {},
     }

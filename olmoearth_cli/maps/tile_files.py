@@ -165,9 +165,7 @@ def _stored(folder: Path, kind: str, tile_id: str, content: bytes) -> FileFacts:
 def _check_fit(spec: MapSpec, result: TileResult) -> None:
     shape = spec.shape(result.box)
     if result.vectors.shape != (*shape, spec.dimensions):
-        raise ValueError(
-            f"{result.tile_id}: vectors {result.vectors.shape}, wanted {(*shape, spec.dimensions)}"
-        )
+        raise ValueError(f"{result.tile_id}: vectors {result.vectors.shape}, wanted {(*shape, spec.dimensions)}")
     if not result.quality:
         raise ValueError(f"{result.tile_id}: a tile needs at least one quality band")
     for name, band in result.quality.items():

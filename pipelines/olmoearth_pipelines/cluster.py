@@ -74,9 +74,7 @@ def _remote(address: str) -> Iterator[Client]:
         ) from None
     with client:
         if not client.scheduler_info(n_workers=-1)["workers"]:
-            raise InputError(
-                f"--scheduler {address}: the scheduler has no workers. Start some: dask worker {address}"
-            )
+            raise InputError(f"--scheduler {address}: the scheduler has no workers. Start some: dask worker {address}")
         yield client
 
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from olmoearth_pipelines.cluster import TILES_IN_FLIGHT, local_cores
 
 from olmoearth_cli.core.spec import gmacs_per_window
+from olmoearth_pipelines.cluster import TILES_IN_FLIGHT, local_cores
+from olmoearth_pipelines.request import Prepared
 
-if TYPE_CHECKING:
-    from olmoearth_pipelines.embed import Prepared
-
-BYTES_PER_PIXEL = {"sentinel2_l2a": 4 * 2 + 6 * 2 / 4 + 2 * 2 / 36 + 1 / 4, "sentinel1": 8.0, "landsat": 2 / 2.25 + 10 * 2 / 9}
+BYTES_PER_PIXEL = {
+    "sentinel2_l2a": 4 * 2 + 6 * 2 / 4 + 2 * 2 / 36 + 1 / 4,
+    "sentinel1": 8.0,
+    "landsat": 2 / 2.25 + 10 * 2 / 9,
+}
 """Decoded bytes per 10 m pixel and period at native resolution, class layer included."""
 HELD_PER_PIXEL = {"sentinel2_l2a": 12 * 2 + 2, "sentinel1": 2 * 4 + 1, "landsat": 11 * 2 + 1}
 """Bytes that a worker holds per 10 m pixel and period: the cube and its masks."""

@@ -15,14 +15,14 @@ from functools import lru_cache
 
 import numpy as np
 import shapely
+
+from olmoearth_cli.core.modality import MODALITIES
+from olmoearth_cli.geo.grid import PIXEL_M, PixelBox, square
 from olmoearth_pipelines.providers import product
 from olmoearth_pipelines.radiometry import S1_NO_DATA, has_power, is_clear, remove_offset, to_decibel
 from olmoearth_pipelines.read import ReadError, read_bands
 from olmoearth_pipelines.scene import Scene, Selection
 from olmoearth_pipelines.scene_table import CELL_PX, projected
-
-from olmoearth_cli.core.modality import MODALITIES
-from olmoearth_cli.geo.grid import PIXEL_M, PixelBox, square
 
 __all__ = ["Cube", "ReadError", "read_cube"]
 
@@ -263,5 +263,3 @@ def _grown(epsg: int, footprint_wkb: bytes) -> shapely.Geometry:
 def _repeat(values: Array, times: int) -> Array:
     """Pixels repeated `times` x `times` (nearest neighbour), as the pretraining data were."""
     return values if times == 1 else values.repeat(times, axis=-2).repeat(times, axis=-1)
-
-

@@ -14,7 +14,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
-from olmoearth_pipelines.cube import Cube
 from torch import Tensor
 
 from olmoearth_cli.core.modality import MODALITIES
@@ -22,7 +21,8 @@ from olmoearth_cli.core.normalize import normalize
 from olmoearth_cli.core.plan import EmbedPlan
 from olmoearth_cli.core.spec import ModelSpec
 from olmoearth_cli.geo.grid import PixelBox
-from olmoearth_cli.geo.tiles import Tile, Windowing
+from olmoearth_cli.geo.tiles import Tile, Windowing, needed_blocks
+from olmoearth_pipelines.cube import Cube
 
 Array = np.ndarray
 
@@ -62,10 +62,7 @@ class BlockEncoder:
     def __init__(self, cube: Cube, spec: ModelSpec, plan: EmbedPlan, windowing: Windowing) -> None:
         self._cube, self._spec, self._plan, self._windowing = cube, spec, plan, windowing
         self._seen = {m: seen_patches(cube, m, windowing.patch_px) for m in cube.values}
-        self._sets = {
-            m: [MODALITIES[m].indices(band_set) for band_set in spec.band_sets(m)]
-            for m in cube.values
-        }
+        self._sets = {m: [MODALITIES[m].indices(band_set) for band_set in spec.band_sets(m)] for m in cube.values}
 
     def encode(self, block: tuple[int, int]) -> tuple[list[tuple[int, int]], Array, int]:
         """Encode one block.
@@ -99,35 +96,12 @@ class BlockEncoder:
         if modality == "sentinel1":
             # Bicubic resizing reaches over patch borders: give pixels without backscatter the training mean.
             values[~valid] = 0.5
-        seen = self._seen[modality][
-            :, rows.start // p : rows.stop // p, cols.start // p : cols.stop // p
-        ].transpose(1, 2, 0)  # Y X T
+        seen = self._seen[modality][:, rows.start // p : rows.stop // p, cols.start // p : cols.stop // p].transpose(
+            1, 2, 0
+        )  # Y X T
         absent = cube.absent_bands[modality]  # T C
         present = np.stack([~absent[:, members].all(axis=1) for members in self._sets[modality]], axis=-1)
         return values, seen[..., None] & present  # T S broadcast over Y X
-
-
-def needed_blocks(tile: Tile, windowing: Windowing, blend: str) -> list[tuple[int, int]]:
-    """Blocks to encode for a tile: its own, and with blending those whose windows reach into them."""
-    if blend == "none" or not windowing.overlap_px:
-        return sorted(tile.blocks)
-    reach = -(-windowing.reach // windowing.batch_side)
-    span = range(-reach, reach + 1)
-    return sorted({(i + a, j + b) for i, j in tile.blocks for a in span for b in span})
-
-
-def pixels_of(tile: Tile, windowing: Windowing, blend: str) -> PixelBox:
-    """The pixels that a tile's windows look at."""
-    blocks = needed_blocks(tile, windowing, blend)
-    side = windowing.block_px
-    rows, cols = [b[0] for b in blocks], [b[1] for b in blocks]
-    return PixelBox(
-        tile.box.epsg,
-        min(rows) * side,
-        min(cols) * side,
-        (max(rows) + 1) * side,
-        (max(cols) + 1) * side,
-    ).grown(windowing.margin_px)
 
 
 def encode_tile(
@@ -189,9 +163,7 @@ def _cells(box: PixelBox, within: PixelBox, patch_px: int) -> tuple[slice, slice
     return slice(rows.start // p, rows.stop // p), slice(cols.start // p, cols.stop // p)
 
 
-def _place(
-    target: Array, tile: Tile, windowing: Windowing, index: tuple[int, int], window: Array
-) -> None:
+def _place(target: Array, tile: Tile, windowing: Windowing, index: tuple[int, int], window: Array) -> None:
     """Copy a window's owned cells into the tile."""
     owned = windowing.owned(tile.box.epsg, *index)
     source = _cells(owned, owned.grown(windowing.margin_px), windowing.patch_px)

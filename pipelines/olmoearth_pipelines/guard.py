@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from olmoearth_pipelines.providers import product
-from olmoearth_pipelines.read import ReadError, read_overview
-from olmoearth_pipelines.radiometry import has_power, to_decibel
-from olmoearth_pipelines.scene import Scene
 
 from olmoearth_cli.core.modality import MODALITIES
 from olmoearth_cli.core.normalize import band_statistics
 from olmoearth_cli.geo.grid import PixelBox
+from olmoearth_pipelines.providers import product
+from olmoearth_pipelines.radiometry import has_power, to_decibel
+from olmoearth_pipelines.read import ReadError, read_overview
+from olmoearth_pipelines.scene import Scene
 
 Array = np.ndarray
 SIDE_PX = 256
@@ -108,9 +108,7 @@ def _sentinel2(scene: Scene, boxes: Sequence[PixelBox]) -> _Check:
     wanted = [b for b in MODALITIES["sentinel2_l2a"].bands if b in scene.assets]
     stored = {b: read_overview(scene, product(scene.product), b, boxes, side_px=SIDE_PX) for b in wanted}
     classes = (
-        read_overview(scene, product(scene.product), "SCL", boxes, side_px=SIDE_PX)
-        if "SCL" in scene.assets
-        else None
+        read_overview(scene, product(scene.product), "SCL", boxes, side_px=SIDE_PX) if "SCL" in scene.assets else None
     )
     found, figures = _offset_verdict(stored, classes)
     figures |= {"offset_by_rule": scene.offset_dn, "offset_by_pixels": found}
@@ -121,8 +119,8 @@ def _sentinel2(scene: Scene, boxes: Sequence[PixelBox]) -> _Check:
         check.figures["verdict"] = "contradiction"
         states = {0: "already without the offset", 1000: "still with the +1000 offset"}
         check.contradiction = (
-            f"{scene.id}: the pixels are {states[found]} (B04: 1st percentile {figures.get('p1_B04', 0):.0f}, median over "
-            f"vegetation and water {figures.get('median_dark', float('nan')):.0f}), but {scene.product} says "
+            f"{scene.id}: the pixels are {states[found]} (B04: 1st percentile {figures.get('p1_B04', 0):.0f}, median "
+            f"over vegetation and water {figures.get('median_dark', float('nan')):.0f}), but {scene.product} says "
             f"{states[scene.offset_dn]}. {HOW}"
         )
     else:

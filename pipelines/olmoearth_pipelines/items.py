@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import shapely
+
 from olmoearth_pipelines.providers import Product, find_product
 from olmoearth_pipelines.scene import Scene
 
@@ -161,7 +162,9 @@ def _offset(row: Product, properties: Mapping[str, Any], declared: Mapping[str, 
 def _version(properties: Mapping[str, Any]) -> tuple[str, str]:
     """(processing baseline, generation time) of an item: the larger of two is the newer processing."""
     baseline = properties.get("s2:processing_baseline") or properties.get("processing:version") or ""
-    made = properties.get("s2:generation_time") or properties.get("processing:datetime") or properties.get("created") or ""
+    made = (
+        properties.get("s2:generation_time") or properties.get("processing:datetime") or properties.get("created") or ""
+    )
     return str(baseline), str(made)
 
 
@@ -185,5 +188,5 @@ def _self_link(item: Mapping[str, Any]) -> str | None:
     for link in links if isinstance(links, list) else []:
         if isinstance(link, Mapping) and link.get("rel") == "self":
             href = str(link.get("href", ""))
-            return href.split("?")[0] if urlsplit(href).scheme in WEB else None
+            return href.split("?", maxsplit=1)[0] if urlsplit(href).scheme in WEB else None
     return None

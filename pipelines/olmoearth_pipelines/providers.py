@@ -80,7 +80,9 @@ _GRD = "uncalibrated amplitude in radar geometry; the models need Sentinel-1 RTC
 _LEVEL2 = "Landsat Level 2: no B8, B9, B11 and another scale; the models need Collection 2 Level 1 (usgs, landsat-c2l1)"
 
 
-def _sentinel2(catalog: str, collection: str, assets: Mapping[str, tuple[str, ...]], offset: str, **more: object) -> Product:
+def _sentinel2(
+    catalog: str, collection: str, assets: Mapping[str, tuple[str, ...]], offset: str, **more: object
+) -> Product:
     return Product(
         key=f"{catalog}/{collection}",
         catalog=catalog,

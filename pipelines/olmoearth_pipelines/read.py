@@ -9,10 +9,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import stackstac
-from olmoearth_pipelines.providers import Product
-from olmoearth_pipelines.scene import Scene
-from olmoearth_pipelines.scene_table import CELL_PX
-from olmoearth_pipelines.stac import sign
 from rasterio import errors as rasterio_errors
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
@@ -28,6 +24,10 @@ from stackstac.rio_reader import (
 
 from olmoearth_cli.errors import RunError
 from olmoearth_cli.geo.grid import PIXEL_M, PixelBox
+from olmoearth_pipelines.providers import Product
+from olmoearth_pipelines.scene import Scene
+from olmoearth_pipelines.scene_table import CELL_PX
+from olmoearth_pipelines.stac import sign
 
 Array = np.ndarray
 CELL_M = CELL_PX * PIXEL_M
@@ -119,7 +119,7 @@ def _shift(columns: int, rows: int) -> Any:
     return Affine.translation(columns, rows)
 
 
-def read_bands(
+def read_bands(  # noqa: PLR0913 - what differs between the groups
     scene: Scene,
     row: Product,
     bands: Sequence[str],
@@ -205,10 +205,7 @@ def _explain(scene: Scene, bands: Sequence[str], error: BaseException) -> NoRetu
     raise ReadError(scene.id, asset, " ".join(reason.split())[:200]) from None
 
 
-
-def read_overview(
-    scene: Scene, row: Product, band: str, boxes: Sequence[PixelBox], *, side_px: int
-) -> Array:
+def read_overview(scene: Scene, row: Product, band: str, boxes: Sequence[PixelBox], *, side_px: int) -> Array:
     """A small picture of one band over some boxes, as stored: from overviews where the file has them.
 
     Args:

@@ -16,11 +16,11 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import shapely
-from olmoearth_pipelines.scene import Scene, Selection
 from pyproj import Transformer
 
 from olmoearth_cli.geo.grid import PixelBox, square
 from olmoearth_cli.geo.periods import Period
+from olmoearth_pipelines.scene import Scene, Selection
 
 CELL_PX = 5120
 """Side of a scene-selection cell in pixels (51.2 km): much larger than a tile, so neighbours choose alike."""
@@ -74,7 +74,9 @@ class SceneTable:
         counts = Counter(s.modality for s in self.scenes())
         chosen = ", ".join(f"{counts[m]} {m}" for m in self.modalities)
         left_out = "; ".join(f"{count} {reason}" for reason, count in sorted(self.rejected.items()))
-        lines = [f"scenes: {chosen}, of {sum(self.found.values())} found" + (f" (left out: {left_out})" if left_out else "")]
+        lines = [
+            f"scenes: {chosen}, of {sum(self.found.values())} found" + (f" (left out: {left_out})" if left_out else "")
+        ]
         return [*lines, *self.remarks]
 
     def to_json(self) -> str:
@@ -132,7 +134,9 @@ def _scene(entry: dict[str, Any]) -> Scene:
     )
 
 
-def choose(cells: Iterable[tuple[int, int, int]], periods: Sequence[Period], scenes: Iterable[Scene]) -> tuple[Selection, ...]:
+def choose(
+    cells: Iterable[tuple[int, int, int]], periods: Sequence[Period], scenes: Iterable[Scene]
+) -> tuple[Selection, ...]:
     """Choose scenes for every cell, period and modality.
 
     Args:

@@ -13,13 +13,13 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import shapely
+
+from olmoearth_cli.errors import CatalogError
+from olmoearth_cli.geo.periods import Period
 from olmoearth_pipelines.items import Rejected, to_scene
 from olmoearth_pipelines.providers import CATALOGS, Product, catalog_name, default_catalogs, wanted_rows
 from olmoearth_pipelines.scene import Scene
 from olmoearth_pipelines.scene_table import CELL_PX, SceneTable, choose, lonlat_bounds, without_duplicates, wrapped
-
-from olmoearth_cli.errors import CatalogError
-from olmoearth_cli.geo.periods import Period
 
 __all__ = ["CELL_PX", "SceneTable", "redact", "search", "sign"]
 
@@ -253,7 +253,9 @@ def _walk(path: Path, root: Path, seen: set[Path]) -> Iterator[tuple[Any, Path]]
         links = content.get("links") or []
         children = [link["href"] for link in links if link.get("rel") in ("child", "item")]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise CatalogError(f"{path}: is not STAC JSON ({type(error).__name__}). Check --catalog, or fetch the file again.") from None
+        raise CatalogError(
+            f"{path}: is not STAC JSON ({type(error).__name__}). Check --catalog, or fetch the file again."
+        ) from None
     if kind == "Feature":
         yield content, path.parent
     elif kind == "FeatureCollection":
@@ -263,7 +265,9 @@ def _walk(path: Path, root: Path, seen: set[Path]) -> Iterator[tuple[Any, Path]]
         for href in children:
             child = (path.parent / str(href)).resolve()
             if urlsplit(str(href)).scheme or not child.is_relative_to(root.resolve()):
-                raise CatalogError(f"{path}: links to {redact(str(href))}, outside the catalogue's folder. Copy the catalogue whole.")
+                raise CatalogError(
+                    f"{path}: links to {redact(str(href))}, outside the catalogue's folder. Copy the catalogue whole."
+                )
             yield from _walk(child, root, seen)
     else:
         raise CatalogError(f"{path}: type {str(kind)[:40]!r} is no STAC catalogue, collection or item.")
@@ -273,7 +277,9 @@ def _inside(item: Any, area: shapely.Geometry, periods: Sequence[Period]) -> boo
     """True where an item may matter; malformed ones pass, so that they are counted."""
     try:
         properties = item["properties"]
-        moment = datetime.fromisoformat(str(properties.get("datetime") or properties["start_datetime"]).replace("Z", "+00:00"))
+        moment = datetime.fromisoformat(
+            str(properties.get("datetime") or properties["start_datetime"]).replace("Z", "+00:00")
+        )
         moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
         footprint = shapely.from_geojson(json.dumps(item["geometry"]))
     except (KeyError, TypeError, ValueError, AttributeError, shapely.errors.GEOSException):

@@ -21,9 +21,10 @@ import numpy as np
 import rasterio
 import shapely
 from affine import Affine
-from olmoearth_pipelines.landscape import BANDS, CLASSES, Landscape, landscape, smooth_noise
 from pyproj import Transformer
 from scipy import ndimage
+
+from olmoearth_pipelines.landscape import BANDS, CLASSES, Landscape, landscape, smooth_noise
 
 Array = np.ndarray
 OFFSET = 1000
@@ -138,7 +139,10 @@ def optical(scenery: Scenery, land: Landscape, pass_: Acquisition) -> tuple[dict
     day = pass_.when.timetuple().tm_yday
     clear = land.reflectance(day)  # C H W
     cover, shadow = _clouds(rng, shape, pass_.cloudiness)
-    lit = clear * (1 - 0.55 * shadow) * (1 - cover) + CLOUD[:, None, None] * (0.85 + 0.3 * smooth_noise(rng, shape, 9) * 0.2) * cover
+    lit = (
+        clear * (1 - 0.55 * shadow) * (1 - cover)
+        + CLOUD[:, None, None] * (0.85 + 0.3 * smooth_noise(rng, shape, 9) * 0.2) * cover
+    )
     outside = _swath(shape) if pass_.edge else np.zeros(shape, bool)
     bands = {}
     for k, band in enumerate(BANDS):
@@ -155,7 +159,7 @@ def _clouds(rng: np.random.Generator, shape: tuple[int, ...], share: float) -> t
     """Opacity of clouds and of their shadows, float32 [H, W] from 0 to 1."""
     if share <= 0.01:
         return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    field = sum(smooth_noise(rng, shape, s) * s**0.6 for s in (3, 8, 20, 45))
+    field = np.sum([smooth_noise(rng, shape, s) * s**0.6 for s in (3, 8, 20, 45)], axis=0)
     edge = np.quantile(field, 1 - share)
     opacity = np.clip((field - edge) / (0.35 * field.std()) + 0.3, 0, 1).astype(np.float32)
     shift = rng.integers(8, 20, 2)
@@ -254,7 +258,7 @@ def _optical_item(folder: Path, scenery: Scenery, land: Landscape, pass_: Acquis
         "s2:generation_time": pass_.when.isoformat().replace("+00:00", "Z"),
         "proj:epsg": scenery.epsg,
     }
-    return _write_item(folder, "sentinel-2-l2a", name, properties, assets, scenery, pass_.edge)
+    return _write_item(folder, "sentinel-2-l2a", name, properties, assets, scenery)
 
 
 def _radar_item(folder: Path, scenery: Scenery, land: Landscape, pass_: Acquisition) -> dict[str, Any]:
@@ -277,19 +281,18 @@ def _radar_item(folder: Path, scenery: Scenery, land: Landscape, pass_: Acquisit
         "sat:absolute_orbit": 50000 + pass_.number,
         "proj:epsg": scenery.epsg,
     }
-    return _write_item(folder, "sentinel-1-rtc", name, properties, assets, scenery, edge=False)
+    return _write_item(folder, "sentinel-1-rtc", name, properties, assets, scenery)
 
 
-def _write_item(  # noqa: PLR0913 - an item gathers what every stage knows
+def _write_item(
     folder: Path,
     collection: str,
     name: str,
     properties: dict[str, Any],
     assets: dict[str, Any],
     scenery: Scenery,
-    edge: bool,
 ) -> dict[str, Any]:
-    del edge  # footprints of real scenes are those of the granule, edge or not
+    """Write an item; its footprint is the whole square even at a swath edge, as the granules' of real scenes."""
     item = {
         "type": "Feature",
         "stac_version": "1.0.0",
@@ -385,7 +388,7 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _write_cog(  # noqa: PLR0913
+def _write_cog(
     path: Path,
     values: Array,
     scenery: Scenery,
@@ -425,9 +428,7 @@ def main() -> None:
     parser.add_argument("--year", type=int, default=Scenery.year)
     parser.add_argument("--periods", type=int, default=Scenery.periods)
     asked = parser.parse_args()
-    make_region(
-        asked.folder, Scenery(seed=asked.seed, size_px=asked.size, year=asked.year, periods=asked.periods)
-    )
+    make_region(asked.folder, Scenery(seed=asked.seed, size_px=asked.size, year=asked.year, periods=asked.periods))
 
 
 if __name__ == "__main__":

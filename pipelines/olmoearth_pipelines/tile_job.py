@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from olmoearth_cli.geo.tiles import Tile, Windowing, pixels_of
+from olmoearth_cli.maps.embedding_map import MapSpec, TileResult, write_gap, write_tile
+from olmoearth_cli.maps.seam import seam_figure
 from olmoearth_pipelines.cluster import TILES_IN_FLIGHT, local_cores
 from olmoearth_pipelines.cube import Cube, ReadError, read_cube
 from olmoearth_pipelines.scene import Selection
 from olmoearth_pipelines.stac import SceneTable
-
-from olmoearth_cli.geo.tiles import Tile, Windowing
-from olmoearth_cli.maps.embedding_map import MapSpec, TileResult, write_gap, write_tile
-from olmoearth_cli.maps.seam import seam_figure
 
 READ_THREADS = 8
 """Threads that read one tile's scenes: they wait for the network more than they work."""
@@ -112,8 +112,6 @@ def run_tile(job: TileJob) -> dict[str, Any]:
     Raises:
         OutputError: the tile cannot be written; ends the run.
     """
-    from olmoearth_pipelines.encode import pixels_of
-
     work, tile = job.work, job.tile
     resident = _resident(work)
     box = pixels_of(tile, work.windowing, work.blend)
@@ -121,9 +119,7 @@ def run_tile(job: TileJob) -> dict[str, Any]:
         started = time.perf_counter()
         selections = resident.table.for_box(box)
         try:
-            cube = read_cube(
-                box, selections, len(work.stamps), resident.table.modalities, threads=READ_THREADS
-            )
+            cube = read_cube(box, selections, len(work.stamps), resident.table.modalities, threads=READ_THREADS)
         except ReadError as error:
             return _gap(work, tile, str(error))
         read_s = time.perf_counter() - started

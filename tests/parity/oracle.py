@@ -112,9 +112,7 @@ def random_masks(
         for k in range(b):
             hidden = n // 2 if equal else n * (k + 1) // (b + 2)
             codes = torch.zeros(n, dtype=torch.long)
-            codes[torch.randperm(n, generator=generator)[:hidden]] = torch.randint(
-                1, 4, (hidden,), generator=generator
-            )
+            codes[torch.randperm(n, generator=generator)[:hidden]] = torch.randint(1, 4, (hidden,), generator=generator)
             rows.append(codes.view(shape))
         token_mask = torch.stack(rows)
         masks[name] = token_mask.repeat_interleave(patch_px, 1).repeat_interleave(patch_px, 2)

@@ -68,9 +68,7 @@ def test_without_quirks_a_ragged_batch_equals_the_reference_run_sample_by_sample
             8,
         )
         assert oracle.largest_difference({m: v[one] for m, v in found.items()}, alone) <= 1e-5
-    assert oracle.largest_difference(found, quirky) > 0.1, (
-        "the padding error of the reference must be visible here"
-    )
+    assert oracle.largest_difference(found, quirky) > 0.1, "the padding error of the reference must be visible here"
 
 
 def replace_quirks(model: OlmoEarthModel, *, quirks: bool) -> OlmoEarthModel:
@@ -100,9 +98,7 @@ def test_decoder_entries_and_legacy_keys_do_not_disturb_loading(tmp_path: Path) 
     assert difference(load_model(tmp_path), theirs, CASES[0]) <= 1e-5
 
 
-@pytest.mark.parametrize(
-    "encoding", [e for e in PositionEncoding if e.value not in ("absolute", "rope_3d_mixed")]
-)
+@pytest.mark.parametrize("encoding", [e for e in PositionEncoding if e.value not in ("absolute", "rope_3d_mixed")])
 @pytest.mark.parametrize("case", [NOT_SQUARE[1], CASES[8]], ids=lambda case: case.name)
 def test_position_encodings_without_published_weights_equal_the_reference(
     encoding: PositionEncoding, case: Case
@@ -142,9 +138,7 @@ def test_normalisation_equals_the_reference_missing_bands_included() -> None:
     rng = np.random.default_rng(0)
     for name in ENCODER_INPUTS:
         stats = band_statistics(name)
-        values = (stats.mean + stats.std * rng.normal(size=(4, 5, len(MODALITIES[name].bands)))).astype(
-            np.float32
-        )
+        values = (stats.mean + stats.std * rng.normal(size=(4, 5, len(MODALITIES[name].bands)))).astype(np.float32)
         holes = values.copy()
         holes[rng.random(values.shape) < 0.3] = np.nan
         holes[rng.random(values.shape) < 0.1] = -99999

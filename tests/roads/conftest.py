@@ -90,5 +90,5 @@ def place(tmp_path_factory, model_folder) -> Place:
     from olmoearth_pipelines.synthetic import Scenery, make_region
 
     folder = tmp_path_factory.mktemp("place")
-    make_region(folder, Scenery(seed=3, size_px=224, year=2024, periods=3))
+    make_region(folder, Scenery(seed=3, size_px=216, year=2024, periods=3))
     return Place(folder, folder / "region.geojson", folder / "catalog" / "catalog.json", model_folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -29,7 +31,7 @@ def reference(place, tmp_path_factory):
 
 def region_of(place) -> shapely.Geometry:
     collection = json.loads(place.aoi.read_text())
-    features = collection["features"] if "features" in collection else [collection]
+    features = collection["features"]
     return shapely.union_all([shapely.from_geojson(json.dumps(f["geometry"])) for f in features])
 
 
@@ -172,12 +174,8 @@ def test_killed_at_random_moments_and_resumed_gives_the_same_bytes(place, refere
 
 def kill_all(process: subprocess.Popen) -> None:
     """SIGKILL the program and its workers at once."""
-    import os
-
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

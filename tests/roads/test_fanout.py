@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from olmoearth_pipelines.cluster import connect
-from olmoearth_pipelines.fanout import Lost, fan_out
 
 from olmoearth_cli.errors import InputError, OutputError
+from olmoearth_pipelines.cluster import connect
+from olmoearth_pipelines.fanout import Lost, fan_out
 
 
 def mark_and_square(folder, number):

@@ -20,9 +20,7 @@ def test_no_file_means_no_defaults(tmp_path):
 def test_values_reach_their_command(tmp_path):
     text = '[embed]\npatch_size = 8\ncatalog = ["planetary-computer", "usgs"]\nstart = 2024-03-01\n'
     defaults = read_defaults(write(tmp_path, text), KNOWN)
-    assert defaults == {
-        "embed": {"patch_size": 8, "catalog": "planetary-computer,usgs", "start": "2024-03-01"}
-    }
+    assert defaults == {"embed": {"patch_size": 8, "catalog": "planetary-computer,usgs", "start": "2024-03-01"}}
     assert datetime.date.fromisoformat(defaults["embed"]["start"]).month == 3
 
 

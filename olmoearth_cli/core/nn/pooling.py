@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 
-def pool_cells(
-    tokens: dict[str, Tensor], visible: dict[str, Tensor], *, absent_as_zero: bool = False
-) -> Tensor:
+def pool_cells(tokens: dict[str, Tensor], visible: dict[str, Tensor], *, absent_as_zero: bool = False) -> Tensor:
     """Mean over the visible (period, band set) tokens of each modality, then over the modalities with data.
 
     Args:

@@ -45,10 +45,7 @@ def lively(name: str) -> OlmoEarthModel:
 def windows() -> Callable[..., tuple[dict[str, torch.Tensor], torch.Tensor]]:
     def make(*modalities: str, b: int = 3, side: int = 16, t: int = 4, seed: int = 0):  # type: ignore[no-untyped-def]
         generator = torch.Generator().manual_seed(seed)
-        inputs = {
-            m: torch.randn(b, side, side, t, len(MODALITIES[m].bands), generator=generator)
-            for m in modalities
-        }
+        inputs = {m: torch.randn(b, side, side, t, len(MODALITIES[m].bands), generator=generator) for m in modalities}
         stamps = torch.tensor([[(1 + 3 * i, (i * 2) % 12, 2022) for i in range(t)]]).repeat(b, 1, 1)
         return inputs, stamps
 

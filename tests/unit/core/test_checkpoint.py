@@ -75,9 +75,7 @@ def pth(nano: OlmoEarthModel, folder: Path) -> Path:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_with_code_is_refused_and_not_run(
-    nano: OlmoEarthModel, tmp_path: Path, zipped: bool
-) -> None:
+def test_a_pickle_with_code_is_refused_and_not_run(nano: OlmoEarthModel, tmp_path: Path, zipped: bool) -> None:
     path, mark = pth(nano, tmp_path), tmp_path / "exploded"
     if zipped:
         torch.save({"encoder.x": Bomb(mark)}, path)
@@ -107,9 +105,7 @@ def test_a_web_page_or_a_pointer_in_place_of_weights_is_refused(
         load_model(tmp_path)
 
 
-def test_weights_of_another_architecture_are_refused_with_the_difference(
-    nano: OlmoEarthModel, tmp_path: Path
-) -> None:
+def test_weights_of_another_architecture_are_refused_with_the_difference(nano: OlmoEarthModel, tmp_path: Path) -> None:
     save_model(nano, tmp_path)
     save_model(random_model("v1-nano", 0), tmp_path / "v1")
     (tmp_path / "v1" / "model.safetensors").rename(tmp_path / "model.safetensors")

@@ -53,9 +53,7 @@ def server(published: Path) -> Iterator[tuple[str, list[str]]]:
         yield running
 
 
-def test_a_model_is_fetched_once_and_then_works_offline(
-    tmp_path: Path, server: tuple[str, list[str]]
-) -> None:
+def test_a_model_is_fetched_once_and_then_works_offline(tmp_path: Path, server: tuple[str, list[str]]) -> None:
     address, requests = server
     first = load("v1.2-nano", tmp_path, HF_ENDPOINT=address)
     assert first.returncode == 0, first.stderr
@@ -97,9 +95,7 @@ def test_a_hub_that_is_down_is_named(tmp_path: Path) -> None:
     assert "http://127.0.0.1:9" in found.stderr
 
 
-def test_a_repository_that_the_hub_does_not_know_is_named(
-    tmp_path: Path, server: tuple[str, list[str]]
-) -> None:
+def test_a_repository_that_the_hub_does_not_know_is_named(tmp_path: Path, server: tuple[str, list[str]]) -> None:
     found = load("v1.2-tiny", tmp_path, HF_ENDPOINT=server[0])
     assert found.returncode == 1
     assert "ModelError: allenai/OlmoEarth-v1_2-Tiny: the hub knows no such repository" in found.stderr

@@ -42,9 +42,7 @@ def test_a_sample_does_not_depend_on_its_batch(nano: OlmoEarthModel, seed: int, 
         S1: torch.randn(3, 8, 8, 3, 2, generator=generator),
     }
     stamps = torch.randint(1, 12, (3, 3, 3), generator=generator)
-    masks = {
-        m: pixels((torch.rand(3, 2, 2, 3, 1, generator=generator) < share).long() * 3, 4) for m in inputs
-    }
+    masks = {m: pixels((torch.rand(3, 2, 2, 3, 1, generator=generator) < share).long() * 3, 4) for m in inputs}
     together = nano.encode(inputs, stamps, masks, 4)
     pooled = nano.pool(together, masks)
     for i in range(3):
@@ -170,9 +168,7 @@ def misuse(**changes: Any) -> dict[str, Any]:
         (misuse(masks={"lidar": torch.zeros(1)}), "unknown modalities: lidar"),
     ],
 )
-def test_what_the_model_would_misread_is_refused(
-    nano: OlmoEarthModel, call: dict[str, Any], message: str
-) -> None:
+def test_what_the_model_would_misread_is_refused(nano: OlmoEarthModel, call: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         nano.encode(**call)
 

@@ -25,9 +25,7 @@ def s2(**bands: float) -> np.ndarray:
 
 def test_the_mean_becomes_one_half_and_two_deviations_below_it_zero() -> None:
     assert normalize("sentinel2_l2a", s2(), release="v1.2") == pytest.approx(np.full(12, 0.5), abs=1e-6)
-    assert normalize("sentinel1", np.array([-33.3297, -17.745436]), release="v1.2") == pytest.approx(
-        [0, 0.5], abs=1e-5
-    )
+    assert normalize("sentinel1", np.array([-33.3297, -17.745436]), release="v1.2") == pytest.approx([0, 0.5], abs=1e-5)
 
 
 def test_nothing_is_clipped() -> None:

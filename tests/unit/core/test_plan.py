@@ -90,19 +90,13 @@ def test_windows_with_holes_equal_the_plain_model(
         seen[m] &= torch.rand(seen[m].shape, generator=generator) >= tokens * data.draw(st.booleans())
         seen[m] &= torch.rand(3, 1, 1, 4, 1, generator=generator) >= periods
     expected = plainly(model, inputs, seen, stamps, 4)
-    found = plan_for(model, inputs, stamps, 4, max_tokens=data.draw(st.sampled_from([1, 20, 3072]))).embed(
-        inputs, seen
-    )
+    found = plan_for(model, inputs, stamps, 4, max_tokens=data.draw(st.sampled_from([1, 20, 3072]))).embed(inputs, seen)
     assert (found - expected).abs().max() <= 1e-5
-    nothing = ~torch.stack(
-        [s.any(dim=(3, 4)) for s in (v.flatten(3, 4).unsqueeze(-1) for v in seen.values())]
-    ).any(0)
+    nothing = ~torch.stack([s.any(dim=(3, 4)) for s in (v.flatten(3, 4).unsqueeze(-1) for v in seen.values())]).any(0)
     assert (found[nothing] == 0).all()
 
 
-def test_the_slot_code_counts_from_the_first_period_with_data(
-    old_nano: OlmoEarthModel, windows: Windows
-) -> None:
+def test_the_slot_code_counts_from_the_first_period_with_data(old_nano: OlmoEarthModel, windows: Windows) -> None:
     inputs, stamps = windows(S2, b=2)
     seen = all_seen(old_nano, inputs, 8)
     seen[S2][1, :, :, 0] = False

@@ -100,15 +100,11 @@ def test_points_read_only_blocks_that_hold_one(tmp_path, spec_with, result_of, m
     write_tile(tmp_path, spec, result_of("a", box, spec, vectors))
     read = []
     real = reading.read_cells
-    monkeypatch.setattr(
-        reading, "read_cells", lambda s, path, cells: read.append(cells) or real(s, path, cells)
-    )
+    monkeypatch.setattr(reading, "read_cells", lambda s, path, cells: read.append(cells) or real(s, path, cells))
     west, _, _, north = box.bounds_m
     at = np.array([(3, 4), (5, 100), (200, 7)])
     lonlat = np.column_stack(
-        Transformer.from_crs(32631, 4326, always_xy=True).transform(
-            west + at[:, 1] * 10 + 5, north - at[:, 0] * 10 - 5
-        )
+        Transformer.from_crs(32631, 4326, always_xy=True).transform(west + at[:, 1] * 10 + 5, north - at[:, 0] * 10 - 5)
     )
     got = EmbeddingMap.open(tmp_path).read_points(lonlat)
     assert got[:, 0].tolist() == [3, 5, 200]

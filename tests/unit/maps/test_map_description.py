@@ -31,11 +31,7 @@ def validate():
         validator.schema_cache[schema["$id"]] = schema
 
     def run(content):
-        kind = (
-            pystac.STACObjectType.COLLECTION
-            if content["type"] == "Collection"
-            else pystac.STACObjectType.ITEM
-        )
+        kind = pystac.STACObjectType.COLLECTION if content["type"] == "Collection" else pystac.STACObjectType.ITEM
         for uri in content["stac_extensions"]:
             assert uri in validator.schema_cache, uri
         return validator.validate(content, kind, content["stac_version"], content["stac_extensions"])

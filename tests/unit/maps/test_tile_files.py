@@ -78,9 +78,7 @@ def test_both_files_are_valid_cogs(tmp_path, spec_with, tile_box, result_of, dty
 def test_a_large_tile_has_small_blocks_and_overviews_that_average_codes(tmp_path, spec_with, result_of):
     from olmoearth_cli.geo.grid import square
 
-    spec = spec_with(
-        dimensions=128, scale=(0.05,) * 128, offset=(0.0,) * 128, weights_sha256="cd" * 32, patch_px=2
-    )
+    spec = spec_with(dimensions=128, scale=(0.05,) * 128, offset=(0.0,) * 128, weights_sha256="cd" * 32, patch_px=2)
     box = square(32733, 512, 2, 3)  # south of the equator: rows are positive, false northing inside
     vectors = np.zeros((256, 256, 128), np.float32)
     vectors[0, 0] = np.nan
@@ -253,9 +251,7 @@ def test_messages_say_what_to_do_by_the_systems_reason(tmp_path):
         files.write_text(tmp_path / "file" / "below.json", "{}")
 
 
-def test_a_kill_at_any_moment_never_leaves_a_broken_tile_that_looks_done(
-    tmp_path, spec, vectors_of, tile_box
-):
+def test_a_kill_at_any_moment_never_leaves_a_broken_tile_that_looks_done(tmp_path, spec, vectors_of, tile_box):
     body = """
     box = make_tile_box()
     for turn in range(10_000):
