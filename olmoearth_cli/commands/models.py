@@ -39,6 +39,7 @@ def models(
                 "gflops_per_km2": gflops["s2"],
                 "gflops_per_km2_s2_s1": gflops["s2+s1"],
                 "cached": is_cached(spec.repo),
+                "supported": spec.supported,
             }
         )
     header = ("model", "parameters", "dims", "blocks", "GFLOP/km2 S2", "S2+S1", "on this machine", "repository")
@@ -50,7 +51,7 @@ def models(
             str(r["depth"]),
             f"{r['gflops_per_km2']:,.0f}",
             f"{r['gflops_per_km2_s2_s1']:,.0f}",
-            "yes" if r["cached"] else "-",
+            ("yes" if r["cached"] else "-") if r["supported"] else "not supported",
             str(r["repo"]),
         )
         for r in rows

@@ -22,6 +22,8 @@ from olmoearth_cli.errors import ModelError
 __all__ = ["RELEASED", "EncoderConfig", "ModelSpec", "find_spec", "gmacs_per_window", "parse_encoder_config"]
 
 CONFIG_FILE = "config.json"
+MICRO_BATCH_TOKENS = {"cpu": 3072, "cuda": 49152}
+"""Tokens encoded at once that suit a device (spec/performance.md section 2)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,8 @@ def write_preview(folder: Path, spec: MapSpec, tiles: Sequence[TileEntry]) -> Pa
     """Write `preview.tif` (COG, no data 0) and `preview.png` (transparent there); returns the PNG's path."""
     done = [tile for tile in tiles if tile.status == "done"]
     palette = Palette.fit(_sample(spec, done))
-    picture = _in_one_crs([_draw_zone(spec, palette, [t for t in done if t.box.epsg == e]) for e in zones(done)])
+    drawn = [_draw_zone(spec, palette, [t for t in done if t.box.epsg == e]) for e in zones(done)]
+    picture = _cropped(_in_one_crs(drawn))
     names = tuple(f"principal component {i}" for i in (1, 2, 3))
     raster = Raster(
         values=picture.rgb, epsg=picture.epsg, transform=picture.transform, nodata=float(NO_DATA), names=names
@@ -180,6 +181,18 @@ def _in_one_crs(pictures: Sequence[Picture]) -> Picture:
         )
         rgb = np.where(rgb.any(axis=0), rgb, warped)
     return Picture(rgb=rgb, epsg=epsg, transform=geo)
+
+
+def _cropped(picture: Picture) -> Picture:
+    """Without the empty rim: tiles are larger than the region."""
+    seen = picture.rgb.any(axis=0)
+    if not seen.any():
+        return picture
+    rows, cols = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    r0, r1, c0, c1 = rows[0], rows[-1] + 1, cols[0], cols[-1] + 1
+    geo = picture.transform  # north up
+    moved = Affine(geo.a, 0.0, geo.c + geo.a * c0, 0.0, geo.e, geo.f + geo.e * r0)
+    return Picture(rgb=picture.rgb[:, r0:r1, c0:c1], epsg=picture.epsg, transform=moved)
 
 
 def _zones_apart(a: int, b: int) -> int:

@@ -8,7 +8,9 @@ from functools import cache
 from typing import Any, NoReturn
 
 import numpy as np
+import rasterio
 import stackstac
+from affine import Affine
 from rasterio import errors as rasterio_errors
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
@@ -47,6 +49,8 @@ GDAL_OPTIONS: Mapping[str, Any] = {
     "GTIFF_IGNORE_READ_ERRORS": "NO",
 }
 """For reading COGs over a network, and harmless on a disk. Memory stays bounded: GDAL_CACHEMAX is in bytes."""
+OVERVIEW_M = 20
+"""Finest pixel of a low-resolution look, in metres."""
 EXACT_PX = 1e-12
 """Error in pixels that GDAL's transformer may make: below rounding, so it never interpolates (0 is refused)."""
 DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "JP2ECW", "JP2KAK", "JPEG2000")
@@ -88,7 +92,7 @@ class AnchoredReader(AutoParallelRioReader):
                 dataset,
                 sharing=False,
                 crs=self.spec.epsg,
-                transform=self.spec.transform @ _shift(*(-k for k in self._offset())),
+                transform=self._anchor(),
                 width=side,
                 height=side,
                 resampling=self.resampling,
@@ -98,6 +102,12 @@ class AnchoredReader(AutoParallelRioReader):
             )
         threaded = dataset.driver in MULTITHREADED_DRIVER_ALLOWLIST
         return (ThreadLocalRioDataset if threaded else SingleThreadedRioDataset)(self.gdal_env, dataset, vrt=vrt)
+
+    def _anchor(self) -> Affine:
+        """The grid of the whole cell."""
+        west, _, _, north = self.spec.bounds
+        resolution = self.spec.resolutions_xy[0]
+        return Affine(resolution, 0.0, west - west % CELL_M, 0.0, -resolution, north + -north % CELL_M)
 
     def _offset(self) -> tuple[int, int]:
         """(columns, rows) from the cell's corner to the box's."""
@@ -111,12 +121,6 @@ class AnchoredReader(AutoParallelRioReader):
         moved = Window(window.col_off + columns, window.row_off + rows, window.width, window.height)
         result: Array = super().read(moved, **kwargs)
         return result
-
-
-def _shift(columns: int, rows: int) -> Any:
-    from affine import Affine
-
-    return Affine.translation(columns, rows)
 
 
 def read_bands(  # noqa: PLR0913 - what differs between the groups
@@ -216,21 +220,20 @@ def read_overview(scene: Scene, row: Product, band: str, boxes: Sequence[PixelBo
         side_px: most rows and columns of the result.
 
     Returns:
-        [H, W] in the file's own numbers; the product's no-data value where there is none.
+        [H, W] in the file's own numbers; the same shape for every band of a scene, whatever its resolution.
 
     Raises:
         ReadError: as `read_bands`.
     """
-    import rasterio
-
     try:
         with _env(row.key).open, rasterio.open(sign(scene.assets[band], row)) as source:
             window = _window_of(source, boxes)
             if window is None:
                 return np.empty((0, 0), source.dtypes[0])
+            metres = (window.height * source.res[1], window.width * source.res[0])
+            shape = tuple(min(side_px, max(1, round(m / OVERVIEW_M))) for m in metres)
             # Nearest for all: an average of pixels would move dark percentiles and break no-data.
-            out = tuple(max(1, min(side_px, round(n))) for n in (window.height, window.width))
-            values: Array = source.read(1, window=window, out_shape=out, resampling=Resampling.nearest)
+            values: Array = source.read(1, window=window, out_shape=shape, resampling=Resampling.nearest)
     except Exception as error:
         _explain(scene, [band], error)
     return values
@@ -252,4 +255,4 @@ def _window_of(source: Any, boxes: Sequence[PixelBox]) -> Window | None:
         window = window.intersection(Window(0, 0, source.width, source.height))
     except rasterio_errors.WindowError:
         return None
-    return window.round_offsets().round_lengths() if window.width >= 1 and window.height >= 1 else None
+    return window if window.width > 0 and window.height > 0 else None

@@ -11,7 +11,8 @@ from typing import Any
 
 from shapely import to_wkb
 
-from olmoearth_cli.core.spec import ModelSpec, find_spec
+from olmoearth_cli.core.spec import MICRO_BATCH_TOKENS, ModelSpec, find_spec
+from olmoearth_cli.errors import ModelError
 from olmoearth_cli.geo.aoi import Aoi, read_aoi
 from olmoearth_cli.geo.periods import Period, resolve_periods
 from olmoearth_cli.geo.tiles import Tile, TileGrid, Windowing, pixels_of, tile_grid
@@ -19,8 +20,6 @@ from olmoearth_cli.maps import run_record
 from olmoearth_pipelines.stac import CELL_PX, SceneTable, search
 
 Note = Callable[[str], None]
-TOKENS_PER_BATCH = {"cpu": 3072, "cuda": 49152}
-"""Micro-batch that suits a device (spec/performance.md section 2)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +94,10 @@ def prepare(request: EmbedRequest, note: Note) -> Prepared:
     aoi = read_aoi(request.aoi)
     periods = resolve_periods(request.start, request.end, request.year, request.periods, date.today())
     spec = find_spec(request.model)
+    if not spec.supported:
+        raise ModelError(
+            f"--model {request.model}: release {spec.release} is not part of this version yet. Use v1.2-base."
+        )
     windowing = Windowing(
         window_px=request.window,
         overlap_px=request.overlap,
@@ -120,7 +123,7 @@ def _batch_side(request: EmbedRequest, spec: ModelSpec, periods: int) -> int:
     modalities = request.modalities or ("sentinel2_l2a", "sentinel1")
     per_cell = sum(len(spec.band_sets(m)) for m in modalities) * periods
     tokens = per_cell * (request.window // max(request.patch_size, 1)) ** 2
-    limit = TOKENS_PER_BATCH["cuda" if request.device.startswith("cuda") else "cpu"]
+    limit = MICRO_BATCH_TOKENS["cuda" if request.device.startswith("cuda") else "cpu"]
     return max(k for k in (1, 2, 4, 8) if k == 1 or k * k * tokens <= limit)
 
 

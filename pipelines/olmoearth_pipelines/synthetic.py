@@ -52,7 +52,7 @@ class Scenery:
     """What to make."""
 
     seed: int = 7
-    size_px: int = 264
+    size_px: int = 252
     """Side of the imagery in 10 m pixels; a multiple of 12."""
     epsg: int = 32631
     origin: tuple[float, float] = (660_000.0, 5_613_000.0)
@@ -117,7 +117,7 @@ def acquisitions(scenery: Scenery) -> Iterator[tuple[str, Acquisition]]:
     for period in range(scenery.periods):
         start = first + timedelta(days=30 * period)
         season = 0.5 + 0.35 * np.cos(2 * np.pi * (period * 30 + 15) / 365)  # cloudier winters
-        passes = int(rng.integers(1, 3))
+        passes = 1 + int(rng.random() < 0.35)
         for k in range(passes):
             when = start + timedelta(days=int(rng.integers(1, 14)) + 15 * k, hours=10, minutes=40, seconds=period)
             clouds = 0.0 if k else float(np.clip(rng.beta(1.2, 2.2) * season * 1.6, 0, 0.85))
@@ -149,8 +149,8 @@ def optical(scenery: Scenery, land: Landscape, pass_: Acquisition) -> tuple[dict
         step = NATIVE_M.get(band, 10) // 10
         seen = _mean(ndimage.gaussian_filter(lit[k], 0.45), step)
         noisy = seen * rng.normal(1.0, 0.012, seen.shape) + rng.normal(0, 12, seen.shape)
-        # Steps of 8: below the noise, and a third of the bytes.
-        numbers = np.clip(np.round(noisy / 8) * 8, 8, 15000) + OFFSET
+        # Steps of 16: about the noise, and half the bytes.
+        numbers = np.clip(np.round(noisy / 16) * 16, 16, 15000) + OFFSET
         bands[band] = np.where(outside[::step, ::step], 0, numbers).astype(np.uint16)
     return bands, np.where(outside, 0, _scene_classes(clear, cover, shadow))[::2, ::2].astype(np.uint8)
 

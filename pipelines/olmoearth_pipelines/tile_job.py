@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from olmoearth_cli.core.spec import MICRO_BATCH_TOKENS
 from olmoearth_cli.geo.tiles import Tile, Windowing, pixels_of
 from olmoearth_cli.maps.embedding_map import MapSpec, TileResult, write_gap, write_tile
 from olmoearth_cli.maps.seam import seam_figure
@@ -69,6 +70,7 @@ class Resident:
             work.windowing.window_px,
             work.windowing.patch_px,
             precision=work.precision,
+            max_tokens=MICRO_BATCH_TOKENS[self.device.split(":")[0]],
         )
         self.spec = model.spec
         self.threads = 1 if self.device.startswith("cuda") else work.threads or local_cores()
