@@ -185,10 +185,10 @@ def _in_one_crs(pictures: Sequence[Picture]) -> Picture:
 
 def _cropped(picture: Picture) -> Picture:
     """Without the empty rim: tiles are larger than the region."""
-    seen = picture.rgb.any(axis=0)
-    if not seen.any():
+    seen = (picture.rgb != NO_DATA).max(axis=0)
+    if not seen.max():
         return picture
-    rows, cols = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    rows, cols = np.flatnonzero(seen.max(axis=1)), np.flatnonzero(seen.max(axis=0))
     r0, r1, c0, c1 = rows[0], rows[-1] + 1, cols[0], cols[-1] + 1
     geo = picture.transform  # north up
     moved = Affine(geo.a, 0.0, geo.c + geo.a * c0, 0.0, geo.e, geo.f + geo.e * r0)
