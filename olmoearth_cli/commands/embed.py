@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from olmoearth_cli.commands.options import Blend, Guard, MapType, Precision, catalogs, modalities
+from olmoearth_cli.commands.options import (
+    Blend,
+    Guard,
+    MapType,
+    Precision,
+    option,
+    to_catalogs,
+    to_modalities,
+)
 from olmoearth_cli.console import Console, Progress, duration, size
 
 if TYPE_CHECKING:
@@ -22,57 +30,53 @@ DAYS = ["%Y-%m-%d"]
 
 
 def embed(  # noqa: PLR0913, PLR0917 - one argument per flag
-    aoi: Annotated[
-        str,
-        typer.Option(help="Region: a vector file with polygons, or minx,miny,maxx,maxy in lon/lat."),
-    ],
-    start: Annotated[datetime | None, typer.Option(formats=DAYS, help="First day of the first period.")] = None,
-    end: Annotated[datetime | None, typer.Option(formats=DAYS, help="Day after the last one.")] = None,
-    year: Annotated[
-        int | None,
-        typer.Option(help="Calendar year: 12 periods of 30 days from 1 January. [default: the last complete]"),
+    aoi: Annotated[str, option(help="Region: a vector file with polygons, or minx,miny,maxx,maxy in lon/lat.")],
+    start: Annotated[
+        datetime | None, option(formats=DAYS, show_default="1 January", help="First day of the first period.")
     ] = None,
-    periods: Annotated[int | None, typer.Option(min=1, help="Number of 30-day periods. [default: 12]")] = None,
+    end: Annotated[datetime | None, option(formats=DAYS, help="Day after the last one.")] = None,
+    year: Annotated[
+        int | None, option(show_default="the last complete one", help="Calendar year: 12 periods of 30 days.")
+    ] = None,
+    periods: Annotated[int | None, option(min=1, show_default="12", help="Number of 30-day periods.")] = None,
     catalog: Annotated[
         str | None,
-        typer.Option(
-            help="planetary-computer, earth-search, cdse, usgs, a STAC API's URL, or a static catalogue on "
-            "disk; several with commas. [default: by what the modalities need]"
+        option(
+            show_default="by the modalities",
+            help="planetary-computer, earth-search, cdse, usgs, the URL of a STAC API, or a static catalogue on disk; "
+            "several with commas.",
         ),
     ] = None,
-    modality_list: Annotated[
+    modalities: Annotated[
         str | None,
-        typer.Option(
-            "--modalities", help="s2, s1, landsat; with commas. [default: s2,s1 where the catalogue has them]"
-        ),
+        option(show_default="s2,s1 where the catalogue has them", help="s2, s1, landsat; several with commas."),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="Short name (see olmoearth models), Hugging Face repo id, or a folder.")
+        str, option(help="Name or repository of a published model (see: olmoearth models), or a folder.")
     ] = "v1.2-tiny",
-    patch_size: Annotated[int, typer.Option(help="Side of a map cell in 10 m pixels, 1 to 8.")] = 4,
-    window: Annotated[int, typer.Option(help="Side of a model window in pixels.")] = 64,
-    overlap: Annotated[int, typer.Option(help="Pixels that neighbouring windows share.")] = 32,
-    blend: Annotated[
-        Blend, typer.Option(help="Where windows overlap: the owner's vector, or a Hann mean.")
-    ] = Blend.NONE,
-    precision: Annotated[Precision, typer.Option(help="Arithmetic of the encoder.")] = Precision.FLOAT32,
-    dtype: Annotated[MapType, typer.Option(help="Numbers in the tiles.")] = MapType.INT8,
+    patch_size: Annotated[int, option(help="Side of a map cell in 10 m pixels, 1 to 8.")] = 4,
+    window: Annotated[int, option(help="Side of a model window in pixels.")] = 64,
+    overlap: Annotated[int, option(help="Pixels that neighbouring windows share.")] = 32,
+    blend: Annotated[Blend, option(help="Where windows overlap: the owner's vector, or a Hann mean.")] = Blend.NONE,
+    precision: Annotated[Precision, option(help="Arithmetic of the encoder.")] = Precision.FLOAT32,
+    dtype: Annotated[MapType, option(help="Numbers in the tiles.")] = MapType.INT8,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Output folder. [default: embeddings/<region's name>]")
+        Path | None,
+        option("--out", "-o", show_default="embeddings/ and the region's name", help="Output folder."),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Local worker processes; each takes its share of the cores.")] = 1,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    workers: Annotated[int, option(min=1, help="Local worker processes; each takes its share of the cores.")] = 1,
+    scheduler: Annotated[str | None, option(help="Address of a running Dask scheduler.")] = None,
+    device: Annotated[str, option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     tile_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of an output tile in pixels. [default: 256 to 1024 by region]")
+        int | None, option(min=1, show_default="256 to 1024 by the region", help="Side of an output tile in pixels.")
     ] = None,
     guard: Annotated[
-        Guard, typer.Option(help="When pixels contradict the catalogue: stop, warn, or do not look.")
+        Guard, option(help="When pixels contradict the catalogue: stop, warn, or do not look.")
     ] = Guard.STRICT,
-    plan: Annotated[bool, typer.Option("--plan", help="Say what the run would cost, and stop.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a map made with other settings.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")] = False,
+    plan: Annotated[bool, option("--plan", help="Say what the run would cost, and stop.")] = False,
+    overwrite: Annotated[bool, option("--overwrite", help="Replace a map made with other settings.")] = False,
+    json: Annotated[bool, option("--json", help="One JSON object on stdout.")] = False,
+    quiet: Annotated[bool, option("--quiet", "-q", help="No progress, no notes.")] = False,
 ) -> None:
     """Turn a region into an embedding map: find the scenes, composite them, encode, write tiles.
 
@@ -81,15 +85,15 @@ def embed(  # noqa: PLR0913, PLR0917 - one argument per flag
     """
     from olmoearth_pipelines.request import EmbedRequest, prepare
 
-    console = Console(quiet=quiet, as_json=as_json)
+    console = Console(quiet=quiet, as_json=json)
     request = EmbedRequest(
         aoi=aoi,
         start=start.date() if start else None,
         end=end.date() if end else None,
         year=year,
         periods=periods,
-        catalogs=catalogs(catalog),
-        modalities=modalities(modality_list),
+        catalogs=to_catalogs(catalog),
+        modalities=to_modalities(modalities),
         model=model,
         patch_size=patch_size,
         window=window,

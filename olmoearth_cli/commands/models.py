@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from olmoearth_cli.commands.options import option
 from olmoearth_cli.console import Console
 
 EXAMPLE = "Example: olmoearth models --json"
@@ -14,13 +13,13 @@ WINDOW_PX, OVERLAP_PX, PATCH_PX, PERIODS = 64, 32, 4, 12
 
 
 def models(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json: Annotated[bool, option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """List the published models: sizes, dimensions, cost per km2, and which are on this machine."""
     from olmoearth_cli.core.hub import is_cached
     from olmoearth_cli.core.spec import RELEASED, gmacs_per_window
 
-    console = Console(as_json=as_json)
+    console = Console(as_json=json)
     km2 = ((WINDOW_PX - OVERLAP_PX) / 100) ** 2
     rows = []
     for spec in RELEASED:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
+
+import typer
 
 from olmoearth_cli.errors import InputError
+
+option = partial(typer.Option, show_envvar=False)
+"""An option; its environment variable (`OLMOEARTH_<COMMAND>_<FLAG>`) follows from its name and clutters the help."""
 
 MODALITY_NAMES = {
     "s2": "sentinel2_l2a",
@@ -46,7 +52,7 @@ class Guard(StrEnum):
     OFF = "off"
 
 
-def modalities(text: str | None) -> tuple[str, ...] | None:
+def to_modalities(text: str | None) -> tuple[str, ...] | None:
     """`s2,s1` -> the models' names in their fixed order; None where nothing was asked.
 
     Raises:
@@ -63,7 +69,7 @@ def modalities(text: str | None) -> tuple[str, ...] | None:
     return tuple(m for m in ("sentinel2_l2a", "sentinel1", "landsat") if m in asked)
 
 
-def catalogs(text: str | None) -> tuple[str, ...] | None:
+def to_catalogs(text: str | None) -> tuple[str, ...] | None:
     """Comma-separated catalogues; None where none was given."""
     parts = tuple(part.strip() for part in (text or "").split(",") if part.strip())
     return parts or None

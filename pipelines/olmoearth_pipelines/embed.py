@@ -28,7 +28,7 @@ from olmoearth_pipelines.guard import GuardReport, check_scenes
 from olmoearth_pipelines.request import EmbedRequest, Note, Prepared, prepare
 from olmoearth_pipelines.scene import Scene
 from olmoearth_pipelines.stac import SceneTable
-from olmoearth_pipelines.tile_job import TileJob, Work, run_tile
+from olmoearth_pipelines.tile_job import TileJob, Work, check_device, run_tile
 
 __all__ = ["EmbedRequest", "Prepared", "RunSummary", "TileReport", "prepare", "run"]
 
@@ -81,6 +81,8 @@ def run(prepared: Prepared, note: Note, warn: Note) -> Iterator[TileReport | Run
     """
     started = time.monotonic()
     folder, request = prepared.folder, prepared.request
+    if not request.scheduler:
+        check_device(request.device)
     model = _load(request.model, note)
     prepared.settings["weights_sha256"] = model.weights_sha256
     run_record.check(folder, prepared.settings, overwrite=request.overwrite)

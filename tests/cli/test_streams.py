@@ -44,6 +44,8 @@ def test_version():
         (["--aoi", "5,50,5.1,50.1", "--catalog", "nowhere/catalog.json", "--plan"], ["nowhere/catalog.json"]),
         (["--aoi", "5,50,5.1,50.1", "--catalog", "http://127.0.0.1:9/stac", "--plan"], ["127.0.0.1:9"]),
         (["--aoi", "5,50,5.1,50.1", "--dtype", "int4"], ["int4"]),
+        (["--aoi", "5,50,5.1,50.1", "--device", "tpu"], ["--device tpu", "cuda:N"]),
+        (["--aoi", "5,50,5.1,50.1", "--model", "v1.3-base"], ["v1.3", "v1.2-base"]),
         ([], ["--aoi"]),
     ],
 )

@@ -105,6 +105,16 @@ def test_two_workers_give_the_same_bytes(place, reference, tmp_path):
     assert checksums(tmp_path / "map", "quality") == checksums(reference[0], "quality")
 
 
+def test_a_running_scheduler_gives_the_same_bytes(place, reference, tmp_path):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs=50) as cluster:
+        flags = place.flags("-o", str(tmp_path / "map"), "--scheduler", cluster.scheduler_address)
+        done = olmoearth("embed", *flags)
+    assert done.code == 0, done.err
+    assert checksums(tmp_path / "map") == checksums(reference[0])
+
+
 def test_a_region_of_two_halves_gives_the_same_bytes(place, reference, tmp_path):
     whole = region_of(place)
     west, south, east, north = whole.bounds
