@@ -114,11 +114,11 @@ def run(prepared: Prepared, note: Note, warn: Note) -> Iterator[TileReport | Run
 def _load(name: str, note: Note) -> Any:
     """Load the model once here: a bad one must fail before anything is read or written."""
     from olmoearth_cli.core import load_model
-    from olmoearth_cli.core.hub import LICENCE_NOTE, is_cached
+    from olmoearth_cli.core.hub import LICENCE_NOTE, is_cached, is_offline
     from olmoearth_cli.core.spec import released_spec
 
     released = released_spec(name)
-    if released is not None and not is_cached(released.repo):
+    if released is not None and not is_offline() and not is_cached(released.repo):
         note(f"fetching {released.repo} from the Hugging Face hub. {LICENCE_NOTE}")
     model = load_model(name)
     if model.demo:

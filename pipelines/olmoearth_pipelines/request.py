@@ -126,8 +126,15 @@ def _batch_side(request: EmbedRequest, spec: ModelSpec, periods: int) -> int:
     modalities = request.modalities or ("sentinel2_l2a", "sentinel1")
     per_cell = sum(len(spec.band_sets(m)) for m in modalities) * periods
     tokens = per_cell * (request.window // max(request.patch_size, 1)) ** 2
-    limit = MICRO_BATCH_TOKENS["cuda" if request.device.startswith("cuda") else "cpu"]
+    limit = MICRO_BATCH_TOKENS[_device_kind(request)]
     return max(k for k in (1, 2, 4, 8) if k == 1 or k * k * tokens <= limit)
+
+
+def _device_kind(request: EmbedRequest) -> str:
+    """`cuda` or `cpu`, without importing torch: the size of a block depends on it, and `--plan` must be quick."""
+    if request.device == "auto":
+        return "cuda" if Path("/dev/nvidiactl").exists() and not request.scheduler else "cpu"
+    return request.device.partition(":")[0]
 
 
 def _settings(request: EmbedRequest, aoi: Aoi, periods: tuple[Period, ...], grid: TileGrid) -> dict[str, Any]:

@@ -256,13 +256,18 @@ def test_the_guard_stops_decibels_sold_as_power(place, tmp_path):
     assert not (tmp_path / "map").exists()
 
 
-def test_the_file_of_defaults_is_used_and_checked(place, tmp_path):
+def test_the_file_of_defaults_is_used_and_checked(place, tmp_path, monkeypatch):
     text = "[embed]\ncatalog = '{}'\nmodel = '{}'\nyear = 2024\nperiods = 3\npatch_size = 8\nwindow = 32\noverlap = 0\n"
     (tmp_path / "olmoearth.toml").write_text(text.format(place.catalog, place.model))
     shutil.copy(place.aoi, tmp_path / "region.geojson")
     done = olmoearth("embed", "--aoi", "region.geojson", "--plan", "--json", cwd=tmp_path)
     assert done.code == 0, done.err
     assert json.loads(done.out)["periods"] == 3
+    monkeypatch.setenv("OLMOEARTH_EMBED_PERIODS", "2")
+    done = olmoearth("embed", "--aoi", "region.geojson", "--plan", "--json", cwd=tmp_path)
+    assert json.loads(done.out)["periods"] == 2, "the environment wins over the file"
+    done = olmoearth("embed", "--aoi", "region.geojson", "--plan", "--json", "--periods", "1", cwd=tmp_path)
+    assert json.loads(done.out)["periods"] == 1, "a flag wins over both"
     (tmp_path / "olmoearth.toml").write_text("[embed]\npatchsize = 8\n")
     done = olmoearth("embed", "--aoi", "region.geojson", cwd=tmp_path)
     assert done.code == 2
