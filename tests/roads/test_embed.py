@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+from pyproj import Transformer
 
 from tests.roads.conftest import checksums, command, environment, olmoearth, write_region
 
@@ -272,3 +273,26 @@ def test_the_file_of_defaults_is_used_and_checked(place, tmp_path, monkeypatch):
     done = olmoearth("embed", "--aoi", "region.geojson", cwd=tmp_path)
     assert done.code == 2
     assert "did you mean patch_size" in done.err
+
+
+def test_a_region_over_two_zones_is_mapped_in_both(model_folder, tmp_path):
+    import olmoearth_cli
+    from olmoearth_cli.errors import InputError
+    from olmoearth_pipelines.synthetic import Scenery, make_region
+
+    to_utm = Transformer.from_crs(4326, 32631, always_xy=True)
+    x, y = to_utm.transform(6.0, 50.6)
+    origin = (round((x - 1000) / 60) * 60.0, round((y + 1000) / 60) * 60.0)
+    make_region(tmp_path, Scenery(seed=4, size_px=216, periods=2, origin=origin))
+    done = olmoearth(
+        *("embed", "--aoi", "region.geojson", "--catalog", "catalog/catalog.json", "--model", str(model_folder)),
+        *("--year", "2024", "--periods", "2", "--patch-size", "8", "-o", "map"),
+        cwd=tmp_path,
+    )
+    assert done.code == 0, done.err
+    assert {name[:5] for name in checksums(tmp_path / "map")} == {"32631", "32632"}
+    with pytest.raises(InputError, match="32631"):
+        olmoearth_cli.open_map(tmp_path / "map")
+    for epsg in (32631, 32632):
+        assert np.isfinite(olmoearth_cli.open_map(tmp_path / "map", epsg=epsg).compute().values).any()
+        assert (tmp_path / "map" / f"mosaic_{epsg}.vrt").is_file()

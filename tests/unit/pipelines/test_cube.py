@@ -165,3 +165,16 @@ def test_a_box_over_a_cell_border_uses_each_cells_own_scenes(tmp_path):
     values = read_cube(box, chosen, 1, ["sentinel2_l2a"]).values["sentinel2_l2a"]
     assert (values[..., :20] == 300).all()
     assert (values[..., 20:] == 600).all()
+
+
+def test_landsat_bands_reach_the_grid_as_in_pretraining(tmp_path):
+    assets = {}
+    for k, band in enumerate(MODALITIES["landsat"].bands):
+        metres = 15 if band == "B8" else 30
+        values = np.full((1200 // metres, 1200 // metres), 5000 + 100 * k, np.uint16)
+        assets[band] = write_tif(tmp_path / f"{band}.tif", values, ORIGIN, metres)
+    held = scene("l8", modality="landsat", assets=assets, wkb=footprint(ORIGIN, 1200))
+    cube = read_cube(BOX, selections(BOX, held, modality="landsat"), 1, ["landsat"])
+    assert cube.values["landsat"][0, :, 30, 30].tolist() == [5000 + 100 * k for k in range(11)]
+    assert cube.valid["landsat"].all()
+    assert cube.clear is None

@@ -1,14 +1,17 @@
 """The choice of scenes: a function of cell and catalogue, not of listing order (spec/inputs.md section 4)."""
 
+import math
 from datetime import UTC, date, datetime
 
+import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyproj import Transformer
 
 from olmoearth_cli.geo.grid import PixelBox, square
 from olmoearth_cli.geo.periods import periods
-from olmoearth_pipelines.scene_table import CELL_PX, SceneTable, choose, lonlat_bounds
+from olmoearth_pipelines.scene_table import CELL_PX, SceneTable, choose, lonlat_bounds, wrapped
 from tests.unit.pipelines.conftest import scene
 
 EPSG, CELL = 32631, (-110, 11)
@@ -86,3 +89,21 @@ def test_a_table_survives_json_and_finds_the_cells_of_a_box():
     inside = PixelBox(EPSG, BOX.row0 + 5, BOX.col0 + 5, BOX.row0 + 9, BOX.col0 + 9)
     assert again.for_box(inside) == selections
     assert again.for_box(PixelBox(EPSG, 0, 0, 4, 4)) == ()
+
+
+@pytest.mark.parametrize("epsg", [32701, 32760])
+def test_a_cell_at_the_dateline_finds_scenes_on_both_sides(epsg):
+    to_utm = Transformer.from_crs(4326, epsg, always_xy=True)
+    x, y = to_utm.transform(180.0 if epsg == 32760 else -180.0, -16.5)
+    cell = (math.floor(-y / 10 / CELL_PX), math.floor(x / 10 / CELL_PX))
+    west, south, east, north = lonlat_bounds(epsg, *cell)
+    assert east - west < 1
+    boxes = wrapped(west, south, east, north)
+    assert len(boxes) == 2
+    assert all(-180 <= b[0] < b[2] <= 180 for b in boxes)
+    split = shapely.MultiPolygon([shapely.box(179, -18, 180, -15), shapely.box(-180, -18, -179, -15)])
+    selections = choose([(epsg, *cell)], PERIODS, [scene("over", wkb=shapely.to_wkb(split))])
+    assert selections[0].accepted == 1
+    half = shapely.box(-180, -18, -179, -15)
+    selections = choose([(epsg, *cell)], PERIODS, [scene("half", wkb=shapely.to_wkb(half))])
+    assert selections[0].accepted == 1, "covers a part of the cell only, which the rule accepts"
