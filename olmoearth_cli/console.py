@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 LINE_EVERY_S = 30.0
 """Without a terminal, one plain progress line in this time."""
@@ -54,29 +54,48 @@ def error(text: str) -> None:
     sys.stderr.flush()
 
 
+class Counted(Protocol):
+    """What a road reports of one tile."""
+
+    @property
+    def status(self) -> str:
+        """`done` or `gap`."""
+
+    @property
+    def km2(self) -> float:
+        """Area of this tile."""
+
+    @property
+    def tiles_to_do(self) -> int:
+        """Tiles of the whole run."""
+
+    @property
+    def km2_to_do(self) -> float:
+        """Area of the whole run."""
+
+
 class Progress:
     """Tiles done, km2/s and time left: one live line on a terminal, a plain line every 30 s otherwise."""
 
-    def __init__(self, console: Console, *, tiles: int, km2: float) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._tiles, self._km2 = tiles, km2
         self._done, self._done_km2, self._gaps = 0, 0.0, 0
         self._started = self._last = time.monotonic()
         self._live = sys.stderr.isatty() and not console.quiet
         self._dirty = False
 
-    def advance(self, *, km2: float, gap: bool = False) -> None:
+    def advance(self, tile: Counted) -> None:
         """One more tile is finished."""
         self._done += 1
-        self._done_km2 += km2
-        self._gaps += gap
+        self._done_km2 += tile.km2
+        self._gaps += tile.status == "gap"
         now = time.monotonic()
         if self._live:
-            sys.stderr.write("\r\x1b[K" + self._text(now))
+            sys.stderr.write("\r\x1b[K" + self._text(tile, now))
             sys.stderr.flush()
             self._dirty = True
         elif now - self._last >= LINE_EVERY_S:
-            self._console.note(self._text(now))
+            self._console.note(self._text(tile, now))
             self._last = now
 
     def close(self) -> None:
@@ -85,11 +104,11 @@ class Progress:
             sys.stderr.write("\n")
             self._dirty = False
 
-    def _text(self, now: float) -> str:
+    def _text(self, tile: Counted, now: float) -> str:
         rate = self._done_km2 / max(now - self._started, 1e-6)
-        left = (self._km2 - self._done_km2) / rate if rate > 0 else float("inf")
+        left = (tile.km2_to_do - self._done_km2) / rate if rate > 0 else float("inf")
         gaps = f", {self._gaps} gaps" if self._gaps else ""
-        return f"{self._done}/{self._tiles} tiles{gaps}, {rate:.3g} km2/s, {duration(left)} left"
+        return f"{self._done}/{tile.tiles_to_do} tiles{gaps}, {rate:.3g} km2/s, {duration(left)} left"
 
 
 def duration(seconds: float) -> str:

@@ -122,16 +122,16 @@ def embed(  # noqa: PLR0913, PLR0917 - one argument per flag
 def _run(prepared: Prepared, console: Console) -> None:
     from olmoearth_pipelines.embed import TileReport, run
 
-    progress = None
-    for report in run(prepared, console.note, console.warn):
-        if isinstance(report, TileReport):
-            if progress is None:
-                progress = Progress(console, tiles=report.tiles_to_do, km2=report.km2_to_do)
-            progress.advance(km2=report.km2, gap=report.status == "gap")
-        else:
-            if progress:
+    progress = Progress(console)
+    try:
+        for report in run(prepared, console.note, console.warn):
+            if isinstance(report, TileReport):
+                progress.advance(report)
+            else:
                 progress.close()
-            _finish(report, console)
+                _finish(report, console)
+    finally:
+        progress.close()
 
 
 def _finish(summary: RunSummary, console: Console) -> None:

@@ -81,13 +81,6 @@ def normalize(modality: str, values: Array, *, release: str) -> Array:
     return out
 
 
-def denormalize(modality: str, values: Array) -> Array:
-    """Map model values back to physical units; float32 [..., C]."""
-    values = _checked(modality, values)
-    limits = band_range(modality)
-    return (values.astype(np.float64) * (limits.hi - limits.lo) + limits.lo).astype(np.float32)
-
-
 @cache
 def band_range(modality: str) -> BandRange:
     """The values that a modality's bands are scaled by: computed where training did so, else predefined."""

@@ -88,11 +88,6 @@ class EmbedPlan:
             self._norm = (encoder.norm.weight.float().clone(), encoder.norm.bias.float().clone())
             self._patches = {m: PatchPlan(encoder, m, stamps, self.side, patch_size, dtype) for m in self.modalities}
 
-    @property
-    def tokens_per_window(self) -> int:
-        """Tokens of a window in which nothing is missing."""
-        return self.cells * self.periods * sum(self.sets.values())
-
     @torch.inference_mode()
     def embed(self, inputs: Mapping[str, np.ndarray | Tensor], seen: Mapping[str, np.ndarray | Tensor]) -> Tensor:
         """Encode and pool a batch of windows.

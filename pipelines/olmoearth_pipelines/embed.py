@@ -36,6 +36,10 @@ GUARDED_SCENES = 200
 """Scenes per modality that the guard looks at; evenly spread where a region has more."""
 
 
+GUARD_THREADS = 16
+"""Small reads side by side: they wait for the network more than they work."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TileReport:
     """One tile is finished."""
@@ -138,7 +142,7 @@ def _guard(prepared: Prepared, table: SceneTable, warn: Note) -> GuardReport | N
         every = sorted(members.values(), key=lambda scene: (scene.acquired, scene.id))
         step = max(1, -(-len(every) // GUARDED_SCENES))
         scenes += every[::step]
-    report = check_scenes(scenes, boxes=[tile.box for tile in prepared.grid.tiles], threads=2 * local_cores())
+    report = check_scenes(scenes, boxes=[tile.box for tile in prepared.grid.tiles], threads=GUARD_THREADS)
     for line in report.warnings:
         warn(line)
     if report.contradictions and prepared.request.guard == "strict":
