@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, special
 
 Array = np.ndarray
 CLASSES = ("water", "broadleaf", "conifer", "grassland", "winter_cereal", "maize", "bare", "built")
@@ -20,6 +20,8 @@ FIELD_CLASSES = ("grassland", "winter_cereal", "maize", "bare")
 FIELD_SHARES = (0.3, 0.36, 0.27, 0.07)
 LOOKS = 4.4
 """Equivalent number of looks of Sentinel-1 IW GRD at 10 m."""
+SPECKLE_PX = 0.7
+"""Smoothing of the speckle: a correlation of neighbours near the 0.7 of real scenes."""
 
 # Reflectance x 10000 in the order of BANDS, without leaves and at the peak of the season.
 _DORMANT = {
@@ -123,7 +125,13 @@ class Landscape:
         tilt = 0.4 if ascending else -0.4
         decibel = (low + green[..., None] * (high - low)).transpose(2, 0, 1) + wet + tilt
         power = 10 ** (decibel / 10) * self._texture
-        return (power * rng.gamma(LOOKS, 1 / LOOKS, power.shape)).astype(np.float32)
+        return (power * _speckle(rng, power.shape)).astype(np.float32)
+
+
+def _speckle(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Gamma-distributed factors with mean 1, alike in neighbouring pixels: 10 m is finer than the radar resolves."""
+    smooth = np.stack([smooth_noise(rng, shape[1:], SPECKLE_PX) for _ in range(shape[0])])
+    return special.gammaincinv(LOOKS, special.ndtr(smooth.astype(np.float64))) / LOOKS
 
 
 def landscape(seed: int, side_px: int) -> Landscape:

@@ -1,36 +1,45 @@
 """A small synthetic region with a static STAC catalogue: for the demo, the tests and first steps offline.
 
-    python -m olmoearth_pipelines.synthetic FOLDER --seed 7 --size 264
+    python -m olmoearth_pipelines.synthetic FOLDER --seed 7 --size 252
 
 Sentinel-2 L2A and Sentinel-1 RTC in the layout of Planetary Computer (spec/inputs.md section 7): native
 resolutions, the +1000 offset of recent baselines in the pixels, clouds and their shadows with scene classes, a swath
 edge, one period without Sentinel-2 and one without Sentinel-1. The same seed gives the same bytes.
+
+`landscape` has the ground and what grows on it, `synthetic_square` its place, `synthetic_catalog` the STAC files.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 import shapely
-from affine import Affine
-from pyproj import Transformer
 from scipy import ndimage
 
 from olmoearth_pipelines.landscape import BANDS, CLASSES, Landscape, landscape, smooth_noise
+from olmoearth_pipelines.synthetic_catalog import (
+    NATIVE_M,
+    NO_POWER,
+    SENTINEL1,
+    SENTINEL2,
+    Listing,
+    optical_item,
+    radar_item,
+    write_catalog,
+)
+from olmoearth_pipelines.synthetic_square import GRID_M, GRID_PX, Square, feature, write_cog, write_json
 
 Array = np.ndarray
 OFFSET = 1000
-NATIVE_M = {"B01": 60, "B09": 60} | {b: 20 for b in ("B05", "B06", "B07", "B8A", "B11", "B12")}
-GRID_PX = 12
-"""Sides are multiples of this, so that 10, 20 and 60 m grids end together."""
+OLD_BASELINE = "02.14"
+"""Baseline of the older listing of a reprocessed acquisition: before the offset."""
 RIM_PX = 50
 """Imagery beyond the region: windows reach up to 48 pixels over its edge."""
 COLOURS = {
@@ -49,22 +58,50 @@ CLOUD = np.array([5200, 5300, 5400, 5600, 5450, 5500, 5550, 5600, 3900, 3000, 50
 
 @dataclass(frozen=True, kw_only=True)
 class Scenery:
-    """What to make."""
+    """What to make. Periods count from 0; one beyond the last means none."""
 
     seed: int = 7
     size_px: int = 252
     """Side of the imagery in 10 m pixels; a multiple of 12."""
     epsg: int = 32631
+    """UTM zone on WGS84, north or south."""
     origin: tuple[float, float] = (660_000.0, 5_613_000.0)
     """Easting and northing of the upper left corner, multiples of 60 m."""
     year: int = 2024
+    """Starts on 1 January of this year, unless `start` says otherwise."""
+    start: date | None = None
+    """First day of the first period."""
     periods: int = 12
-    """30-day periods from 1 January."""
+    """Number of 30-day periods."""
     without_s2: int = 1
-    """Period without any Sentinel-2 scene; beyond the last for none."""
+    """Period without any Sentinel-2 scene."""
     without_s1: int = 8
+    """Period without any Sentinel-1 scene."""
     swath_edge: int = 5
     """Period whose only Sentinel-2 scenes end in a swath edge."""
+    reprocessed: tuple[int, ...] = ()
+    """Periods whose Sentinel-2 acquisitions are listed a second time, as an older baseline without the offset."""
+    beyond: tuple[int, ...] = ()
+    """Periods that are delivered on the grid of the neighbouring UTM zone, as happens along a zone border."""
+
+    def __post_init__(self) -> None:
+        if self.size_px % GRID_PX or self.size_px < 2 * RIM_PX + GRID_PX:
+            raise ValueError(f"size_px {self.size_px} must be a multiple of {GRID_PX} above {2 * RIM_PX}")
+        if self.epsg // 100 not in (326, 327) or not 1 <= self.epsg % 100 <= 60:
+            raise ValueError(f"epsg {self.epsg} must be a UTM zone on WGS84: 32601-32660 or 32701-32760")
+        if any(value % GRID_M for value in self.origin):
+            raise ValueError(f"origin {self.origin} must be multiples of {GRID_M} m, so that the coarse bands fit")
+
+    @property
+    def first_day(self) -> datetime:
+        """Start of the first period."""
+        day = self.start or date(self.year, 1, 1)
+        return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+    @cached_property
+    def square(self) -> Square:
+        """The ground, on its own grid."""
+        return Square(epsg=self.epsg, origin=self.origin, size_px=self.size_px)
 
 
 @dataclass(frozen=True)
@@ -77,6 +114,10 @@ class Acquisition:
     """Wanted share of clouds."""
     edge: bool = False
     """True where the swath ends inside the square."""
+    beyond: bool = False
+    """True where the pixels come on the grid of the neighbouring zone."""
+    reprocessed: bool = False
+    """True where an older processing is listed as well."""
 
 
 def make_region(folder: Path, scenery: Scenery) -> dict[str, Path]:
@@ -89,44 +130,60 @@ def make_region(folder: Path, scenery: Scenery) -> dict[str, Path]:
     Returns:
         Name -> path of what was written.
     """
-    if scenery.size_px % GRID_PX or scenery.size_px < 2 * RIM_PX + GRID_PX:
-        raise ValueError(f"size_px {scenery.size_px} must be a multiple of {GRID_PX} above {2 * RIM_PX}")
     folder.mkdir(parents=True, exist_ok=True)
     land = landscape(scenery.seed, scenery.size_px)
-    _write_catalog(folder / "catalog", scenery, land)
     region = _region(scenery)
     paths = {
         "region": folder / "region.geojson",
         "labels": folder / "labels.geojson",
         "landcover": folder / "landcover.tif",
-        "catalog": folder / "catalog" / "catalog.json",
+        "catalog": _fill_catalog(folder / "catalog", scenery, land),
     }
-    _write_json(paths["region"], _features([(region, {"name": f"synthetic region, seed {scenery.seed}"})]))
-    _write_json(paths["labels"], _features(_labels(scenery, land, region)))
-    _write_cog(paths["landcover"], land.classes, scenery, 10, nodata=0, colours=COLOURS)
+    write_json(paths["region"], _collection([feature(region, {"name": f"synthetic region, seed {scenery.seed}"})]))
+    write_json(paths["labels"], _collection(_labels(scenery, land, region)))
+    write_cog(paths["landcover"], land.classes, scenery.square, 10, nodata=0, colours=COLOURS)
     return paths
 
 
-# --- what is acquired when ----------------------------------------------------------------------------------
+def _fill_catalog(folder: Path, scenery: Scenery, land: Landscape) -> Path:
+    items: dict[str, list[dict[str, Any]]] = {SENTINEL2: [], SENTINEL1: []}
+    for kind, pass_ in acquisitions(scenery):
+        square = _grid_of(scenery, pass_)
+        listing = Listing(when=pass_.when, number=pass_.number, square=square, ground=scenery.square)
+        if kind == "s1":
+            items[SENTINEL1].append(radar_item(folder, listing, radar(scenery, land, pass_)))
+            continue
+        bands, classes = optical(scenery, land, pass_)
+        if pass_.reprocessed:
+            # Two processings of one acquisition differ in their times too (section 4, de-duplication).
+            old = replace(listing, when=pass_.when + timedelta(milliseconds=24), baseline=OLD_BASELINE)
+            items[SENTINEL2].append(optical_item(folder, old, _without_offset(bands), classes))
+            listing = replace(listing, made=pass_.when + timedelta(days=300))
+        items[SENTINEL2].append(optical_item(folder, listing, bands, classes))
+    text = f"Synthetic imagery, seed {scenery.seed}: made by olmoearth_pipelines.synthetic, not observed."
+    return write_catalog(folder, items, description=text, bbox=scenery.square.bbox)
 
 
 def acquisitions(scenery: Scenery) -> Iterator[tuple[str, Acquisition]]:
-    """(`s2` or `s1`, pass) of a year: up to two optical passes a period, one or two radar passes."""
+    """(`s2` or `s1`, pass) by period: up to two optical passes and one radar pass each."""
     rng = np.random.default_rng([scenery.seed, 10])
-    first = datetime(scenery.year, 1, 1, tzinfo=UTC)
+    first = scenery.first_day
     for period in range(scenery.periods):
         start = first + timedelta(days=30 * period)
-        season = 0.5 + 0.35 * np.cos(2 * np.pi * (period * 30 + 15) / 365)  # cloudier winters
+        middle = first.timetuple().tm_yday + period * 30 + 14
+        season = 0.5 + 0.35 * np.cos(2 * np.pi * middle / 365)  # cloudier winters
+        beyond, twice = period in scenery.beyond, period in scenery.reprocessed
         passes = 1 + int(rng.random() < 0.35)
         for k in range(passes):
             when = start + timedelta(days=int(rng.integers(1, 14)) + 15 * k, hours=10, minutes=40, seconds=period)
             clouds = 0.0 if k else float(np.clip(rng.beta(1.2, 2.2) * season * 1.6, 0, 0.85))
             clouds = clouds if passes == 1 else float(rng.choice([clouds, min(1.0, clouds + 0.4)]))
+            edge = period == scenery.swath_edge
             if period != scenery.without_s2:
-                yield "s2", Acquisition(when, 10 * period + k, clouds, period == scenery.swath_edge)
+                yield "s2", Acquisition(when, 10 * period + k, clouds, edge, beyond, twice)
         when = start + timedelta(days=int(rng.integers(1, 28)), hours=5 if period % 2 else 17, minutes=42)
         if period != scenery.without_s1:
-            yield "s1", Acquisition(when, 10 * period)
+            yield "s1", Acquisition(when, 10 * period, beyond=beyond)
 
 
 # --- pixels -------------------------------------------------------------------------------------------------
@@ -144,6 +201,10 @@ def optical(scenery: Scenery, land: Landscape, pass_: Acquisition) -> tuple[dict
         + CLOUD[:, None, None] * (0.85 + 0.3 * smooth_noise(rng, shape, 9) * 0.2) * cover
     )
     outside = _swath(shape) if pass_.edge else np.zeros(shape, bool)
+    classes = _scene_classes(clear, cover, shadow)
+    if pass_.beyond:
+        rows, cols, away = scenery.square.rows_and_columns_of(_grid_of(scenery, pass_))
+        lit, classes, outside = lit[:, rows, cols], classes[rows, cols], outside[rows, cols] | away
     bands = {}
     for k, band in enumerate(BANDS):
         step = NATIVE_M.get(band, 10) // 10
@@ -152,7 +213,16 @@ def optical(scenery: Scenery, land: Landscape, pass_: Acquisition) -> tuple[dict
         # Steps of 16: about the noise, and half the bytes.
         numbers = np.clip(np.round(noisy / 16) * 16, 16, 15000) + OFFSET
         bands[band] = np.where(outside[::step, ::step], 0, numbers).astype(np.uint16)
-    return bands, np.where(outside, 0, _scene_classes(clear, cover, shadow))[::2, ::2].astype(np.uint8)
+    return bands, np.where(outside, 0, classes)[::2, ::2].astype(np.uint8)
+
+
+def _without_offset(bands: dict[str, Array]) -> dict[str, Array]:
+    """The same reflectance as an old baseline stored it; the lowest number made is OFFSET + 16, so no data stays 0."""
+    return {band: np.where(values > 0, values - OFFSET, 0).astype(np.uint16) for band, values in bands.items()}
+
+
+def _grid_of(scenery: Scenery, pass_: Acquisition) -> Square:
+    return scenery.square.neighbour() if pass_.beyond else scenery.square
 
 
 def _clouds(rng: np.random.Generator, shape: tuple[int, ...], share: float) -> tuple[Array, Array]:
@@ -191,7 +261,11 @@ def radar(scenery: Scenery, land: Landscape, pass_: Acquisition) -> Array:
     ascending = pass_.when.hour > 12
     power = land.backscatter(pass_.when.timetuple().tm_yday, ascending=ascending, seed=pass_.number)
     mantissa, exponent = np.frexp(power)
-    return np.ldexp(np.round(mantissa * 128) / 128, exponent).astype(np.float32)
+    power = np.ldexp(np.round(mantissa * 128) / 128, exponent).astype(np.float32)
+    if pass_.beyond:
+        rows, cols, away = scenery.square.rows_and_columns_of(_grid_of(scenery, pass_))
+        power = np.where(away, np.float32(NO_POWER), power[:, rows, cols])
+    return power
 
 
 def _mean(values: Array, step: int) -> Array:
@@ -199,150 +273,7 @@ def _mean(values: Array, step: int) -> Array:
     return values.reshape(h // step, step, w // step, step).mean(axis=(1, 3))
 
 
-# --- catalogue ----------------------------------------------------------------------------------------------
-
-
-def _write_catalog(folder: Path, scenery: Scenery, land: Landscape) -> None:
-    items: dict[str, list[dict[str, Any]]] = {"sentinel-2-l2a": [], "sentinel-1-rtc": []}
-    for kind, pass_ in acquisitions(scenery):
-        if kind == "s2":
-            items["sentinel-2-l2a"].append(_optical_item(folder, scenery, land, pass_))
-        else:
-            items["sentinel-1-rtc"].append(_radar_item(folder, scenery, land, pass_))
-    root = [{"rel": "root", "href": "./catalog.json", "type": "application/json"}]
-    children = [{"rel": "child", "href": f"./{name}/collection.json", "type": "application/json"} for name in items]
-    text = f"Synthetic imagery, seed {scenery.seed}: made by olmoearth_pipelines.synthetic, not observed."
-    base = {"stac_version": "1.0.0", "description": text}
-    _write_json(folder / "catalog.json", {"type": "Catalog", "id": "synthetic", **base, "links": root + children})
-    for name, members in items.items():
-        times = [member["properties"]["datetime"] for member in members]
-        links = [
-            {"rel": "root", "href": "../catalog.json", "type": "application/json"},
-            {"rel": "parent", "href": "../catalog.json", "type": "application/json"},
-            *({"rel": "item", "href": f"./{m['id']}.json", "type": "application/geo+json"} for m in members),
-        ]
-        collection = {
-            "type": "Collection",
-            "id": name,
-            **base,
-            "license": "CC0-1.0",
-            "extent": {
-                "spatial": {"bbox": [_bbox(scenery)]},
-                "temporal": {"interval": [[min(times, default=None), max(times, default=None)]]},
-            },
-            "links": links,
-        }
-        _write_json(folder / name / "collection.json", collection)
-
-
-def _optical_item(folder: Path, scenery: Scenery, land: Landscape, pass_: Acquisition) -> dict[str, Any]:
-    bands, classes = optical(scenery, land, pass_)
-    stamp = pass_.when.strftime("%Y%m%dT%H%M%S")
-    name = f"S2A_MSIL2A_{stamp}_R051_T31UFS_{stamp}"
-    assets = {}
-    for band, values in {**bands, "SCL": classes}.items():
-        metres = 20 if band == "SCL" else NATIVE_M.get(band, 10)
-        href = f"{name}/{band}.tif"
-        _write_cog(folder / "sentinel-2-l2a" / href, values, scenery, metres, nodata=0)
-        assets[band] = _asset(f"./{href}", values.shape, scenery, metres)
-    seen = classes > 0
-    cloudy = np.isin(classes, (3, 8, 9, 10)) & seen
-    properties = {
-        "datetime": pass_.when.isoformat().replace("+00:00", "Z"),
-        "platform": "Sentinel-2A",
-        "constellation": "Sentinel 2",
-        "eo:cloud_cover": round(100 * float(cloudy.sum() / max(seen.sum(), 1)), 2),
-        "s2:processing_baseline": "05.10",
-        "s2:mgrs_tile": "31UFS",
-        "s2:datatake_id": f"GS2A_{stamp}_{pass_.number:06d}_N05.10",
-        "s2:generation_time": pass_.when.isoformat().replace("+00:00", "Z"),
-        "proj:epsg": scenery.epsg,
-    }
-    return _write_item(folder, "sentinel-2-l2a", name, properties, assets, scenery)
-
-
-def _radar_item(folder: Path, scenery: Scenery, land: Landscape, pass_: Acquisition) -> dict[str, Any]:
-    stamp = pass_.when.strftime("%Y%m%dT%H%M%S")
-    name = f"S1A_IW_GRDH_1SDV_{stamp}_{stamp}_{pass_.number:06d}_rtc"
-    assets = {}
-    for band, values in zip(("vv", "vh"), radar(scenery, land, pass_), strict=True):
-        href = f"{name}/{band}.tif"
-        _write_cog(folder / "sentinel-1-rtc" / href, values, scenery, 10, nodata=-32768)
-        assets[band] = _asset(f"./{href}", values.shape, scenery, 10)
-    properties = {
-        "datetime": pass_.when.isoformat().replace("+00:00", "Z"),
-        "platform": "SENTINEL-1A",
-        "constellation": "Sentinel-1",
-        "sar:instrument_mode": "IW",
-        "sar:frequency_band": "C",
-        "sar:product_type": "GRD",
-        "sar:polarizations": ["VV", "VH"],
-        "sat:orbit_state": "ascending" if pass_.when.hour > 12 else "descending",
-        "sat:absolute_orbit": 50000 + pass_.number,
-        "proj:epsg": scenery.epsg,
-    }
-    return _write_item(folder, "sentinel-1-rtc", name, properties, assets, scenery)
-
-
-def _write_item(
-    folder: Path,
-    collection: str,
-    name: str,
-    properties: dict[str, Any],
-    assets: dict[str, Any],
-    scenery: Scenery,
-) -> dict[str, Any]:
-    """Write an item; its footprint is the whole square even at a swath edge, as the granules' of real scenes."""
-    item = {
-        "type": "Feature",
-        "stac_version": "1.0.0",
-        "id": name,
-        "collection": collection,
-        "bbox": _bbox(scenery),
-        "geometry": json.loads(shapely.to_geojson(shapely.set_precision(_outline(scenery), 1e-7))),
-        "properties": properties,
-        "assets": assets,
-        "links": [
-            {"rel": "root", "href": "../catalog.json", "type": "application/json"},
-            {"rel": "collection", "href": "./collection.json", "type": "application/json"},
-            {"rel": "parent", "href": "./collection.json", "type": "application/json"},
-        ],
-    }
-    _write_json(folder / collection / f"{name}.json", item)
-    return item
-
-
-def _asset(href: str, shape: tuple[int, ...], scenery: Scenery, metres: int) -> dict[str, Any]:
-    return {
-        "href": href,
-        "type": "image/tiff; application=geotiff; profile=cloud-optimized",
-        "roles": ["data"],
-        "gsd": metres,
-        "proj:shape": list(shape),
-        "proj:transform": [float(metres), 0.0, scenery.origin[0], 0.0, float(-metres), scenery.origin[1]],
-    }
-
-
 # --- places -------------------------------------------------------------------------------------------------
-
-
-def _lonlat(scenery: Scenery, geometry: shapely.Geometry) -> shapely.Geometry:
-    """Pixel coordinates (column, row) to lon/lat."""
-    to_lonlat = Transformer.from_crs(scenery.epsg, 4326, always_xy=True)
-
-    def moved(xy: Array) -> Array:
-        east, north = scenery.origin[0] + 10 * xy[:, 0], scenery.origin[1] - 10 * xy[:, 1]
-        return np.column_stack(to_lonlat.transform(east, north))
-
-    return shapely.transform(geometry, moved)
-
-
-def _outline(scenery: Scenery) -> shapely.Geometry:
-    return _lonlat(scenery, shapely.box(0, 0, scenery.size_px, scenery.size_px))
-
-
-def _bbox(scenery: Scenery) -> list[float]:
-    return [round(float(v), 7) for v in _outline(scenery).bounds]
 
 
 def _region(scenery: Scenery) -> shapely.Geometry:
@@ -350,12 +281,10 @@ def _region(scenery: Scenery) -> shapely.Geometry:
     corners = [(0.02, 0.1), (0.35, 0.0), (0.8, 0.06), (1.0, 0.38), (0.93, 0.86), (0.55, 1.0), (0.12, 0.9), (0.0, 0.5)]
     inner = scenery.size_px - 2 * RIM_PX
     polygon = shapely.Polygon([(RIM_PX + x * inner, RIM_PX + y * inner) for x, y in corners])
-    return _lonlat(scenery, polygon)
+    return scenery.square.lonlat(polygon)
 
 
-def _labels(
-    scenery: Scenery, land: Landscape, region: shapely.Geometry, count: int = 320
-) -> list[tuple[shapely.Geometry, dict[str, Any]]]:
+def _labels(scenery: Scenery, land: Landscape, region: shapely.Geometry, count: int = 320) -> list[dict[str, Any]]:
     """Points inside parcels with the name of their class, spread over classes as far as the region has them."""
     rng = np.random.default_rng([scenery.seed, 30])
     inner = np.zeros_like(land.classes, bool)
@@ -366,57 +295,14 @@ def _labels(
         places = np.argwhere((land.classes == number) & inner & same)
         chosen = places[rng.permutation(len(places))[: count // len(CLASSES)]]
         for row, col in chosen:
-            point = _lonlat(scenery, shapely.Point(col + 0.5, row + 0.5))
+            point = scenery.square.lonlat(shapely.Point(col + 0.5, row + 0.5))
             if shapely.contains(region, point):
-                points.append((point, {"class": name}))
+                points.append(feature(point, {"class": name}))
     return points
 
 
-def _features(members: list[tuple[shapely.Geometry, dict[str, Any]]]) -> dict[str, Any]:
-    features = [
-        {"type": "Feature", "properties": p, "geometry": json.loads(shapely.to_geojson(shapely.set_precision(g, 1e-7)))}
-        for g, p in members
-    ]
+def _collection(features: list[dict[str, Any]]) -> dict[str, Any]:
     return {"type": "FeatureCollection", "features": features}
-
-
-# --- files --------------------------------------------------------------------------------------------------
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _write_cog(
-    path: Path,
-    values: Array,
-    scenery: Scenery,
-    metres: int,
-    *,
-    nodata: float,
-    colours: dict[int, tuple[int, int, int]] | None = None,
-) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    profile = {
-        "driver": "COG",
-        "dtype": values.dtype,
-        "count": 1,
-        "height": values.shape[0],
-        "width": values.shape[1],
-        "crs": scenery.epsg,
-        "transform": Affine(metres, 0, scenery.origin[0], 0, -metres, scenery.origin[1]),
-        "nodata": nodata,
-        "compress": "DEFLATE",
-        "level": 9,
-        "predictor": "YES",
-        "blocksize": 256,
-        "overviews": "NONE",
-    }
-    with rasterio.open(path, "w", **profile) as target:
-        target.write(values, 1)
-        if colours:
-            target.write_colormap(1, colours)
 
 
 def main() -> None:
@@ -426,9 +312,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=Scenery.seed)
     parser.add_argument("--size", type=int, default=Scenery.size_px, help="side of the imagery in 10 m pixels")
     parser.add_argument("--year", type=int, default=Scenery.year)
+    parser.add_argument("--start", type=date.fromisoformat, help="first day, in place of 1 January of the year")
     parser.add_argument("--periods", type=int, default=Scenery.periods)
-    asked = parser.parse_args()
-    make_region(asked.folder, Scenery(seed=asked.seed, size_px=asked.size, year=asked.year, periods=asked.periods))
+    parser.add_argument("--epsg", type=int, default=Scenery.epsg, help="UTM zone")
+    parser.add_argument("--origin", type=float, nargs=2, default=Scenery.origin, metavar=("EAST", "NORTH"))
+    asked = vars(parser.parse_args())
+    folder, size, origin = asked.pop("folder"), asked.pop("size"), asked.pop("origin")
+    try:
+        scenery = Scenery(size_px=size, origin=(origin[0], origin[1]), **asked)
+    except ValueError as error:
+        parser.error(str(error))
+    make_region(folder, scenery)
 
 
 if __name__ == "__main__":
