@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -37,7 +37,7 @@ FOOTPRINT_MARGIN_M = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Bands that are read on one grid and mosaicked together (the band sets of release v1)."""
+    """Bands that are read on one grid and mosaicked together (the band sets of release v1, where all are there)."""
 
     bands: tuple[str, ...]
     resolution_m: int
@@ -71,7 +71,7 @@ class Cube:
     valid: dict[str, Array]
     """bool [T, H, W], True where every band group of the period has data."""
     absent_bands: dict[str, Array]
-    """bool [T, C], True where the period's scenes lack the band altogether."""
+    """bool [T, C], True where all of the period's scenes over the box lack the band."""
     clear: Array | None
     """bool [T, H, W], True where the Sentinel-2 class layer says clear; None without a class layer."""
     used: tuple[str, ...]
@@ -121,7 +121,9 @@ def read_cube(
     jobs = list(_jobs(outer, selections, modalities))
     for part, selection, _ in jobs:
         rows, cols = part.slices_in(outer)
-        filled[selection.modality][selection.period, rows, cols] = True  # until a group says otherwise
+        # Until a group says otherwise. A band that only other cells of the box have would be zeros here.
+        lacking = ~_held(selection) & ~absent[selection.modality][selection.period]
+        filled[selection.modality][selection.period, rows, cols] = not lacking.any()
     used: set[str] = set()
     total = 0
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -160,9 +162,14 @@ def _absent(modality: str, selections: Sequence[Selection], periods_count: int) 
     absent = np.ones((periods_count, len(bands)), bool)
     for selection in selections:
         if selection.modality == modality:
-            held = {band for scene in selection.scenes for band in scene.assets}
-            absent[selection.period] &= [band not in held for band in bands]
+            absent[selection.period] &= ~_held(selection)
     return absent
+
+
+def _held(selection: Selection) -> Array:
+    """bool [C]: bands that at least one of the scenes has."""
+    held = {band for scene in selection.scenes for band in scene.assets}
+    return np.array([band in held for band in MODALITIES[selection.modality].bands])
 
 
 def _jobs(
@@ -175,9 +182,17 @@ def _jobs(
         if part.empty or selection.modality not in modalities:
             continue
         for group in GROUPS[selection.modality]:
-            if any(set(group.bands) & set(scene.assets) for scene in selection.scenes):
-                jobs.append((part, selection, group))
+            jobs += [(part, selection, each) for each in _split(group, selection.scenes)]
     return jobs
+
+
+def _split(group: Group, scenes: Sequence[Scene]) -> list[Group]:
+    """A group's bands by the scenes that have them, for a scene that lacks a band must not leave zeros in it."""
+    by_scenes: dict[tuple[bool, ...], list[str]] = {}
+    for band in group.bands:
+        by_scenes.setdefault(tuple(band in scene.assets for scene in scenes), []).append(band)
+    present = [tuple(bands) for having, bands in by_scenes.items() if any(having)]
+    return [replace(group, bands=b, classes=None if k else group.classes) for k, b in enumerate(present)]
 
 
 def _mosaic(part: PixelBox, selection: Selection, group: Group) -> _Mosaic:
@@ -188,6 +203,8 @@ def _mosaic(part: PixelBox, selection: Selection, group: Group) -> _Mosaic:
     start = np.full((len(group.bands), *shape), S1_NO_DATA if radar else 0, np.float32 if radar else np.uint16)
     mosaic = _Mosaic(values=start, filled=np.zeros(shape, bool), clear=None, used=[])
     for scene in selection.scenes:
+        if group.bands[0] not in scene.assets:
+            continue
         reach = _reach(scene.footprint_wkb, part, times)
         open_pixels = ~mosaic.filled & reach
         if open_pixels.any():
@@ -202,15 +219,12 @@ def _mosaic(part: PixelBox, selection: Selection, group: Group) -> _Mosaic:
 
 def _add(mosaic: _Mosaic, scene: Scene, group: Group, part: PixelBox, open_pixels: Array) -> None:
     """Fill open pixels from one scene."""
-    bands = [b for b in group.bands if b in scene.assets]
-    if not bands:
-        return
     row = product(scene.product)
     radar = scene.modality == "sentinel1"
     values = read_bands(
         scene,
         row,
-        bands,
+        group.bands,
         part,
         resolution_m=group.resolution_m,
         dtype="float32" if radar else "uint16",
@@ -223,8 +237,7 @@ def _add(mosaic: _Mosaic, scene: Scene, group: Group, part: PixelBox, open_pixel
     if not here.any():
         return
     values = values if radar else remove_offset(values, scene.offset_dn)
-    for k, band in enumerate(bands):
-        mosaic.values[group.bands.index(band)][here] = values[k][here]
+    mosaic.values[:, here] = values[:, here]
     if group.classes and group.classes in scene.assets:
         classes = read_bands(
             scene, row, [group.classes], part, resolution_m=group.resolution_m, dtype="uint8", fill=0, nearest=True

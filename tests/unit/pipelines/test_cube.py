@@ -1,5 +1,6 @@
 """Scenes to stacks: mosaics, missing data, and the property that a pixel does not know its box."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,31 @@ def test_periods_and_bands_without_data_are_missing(tmp_path):
     assert [band for band, away in absent.items() if not away] == list(bands)
 
 
+def test_a_scene_without_a_band_leaves_no_zeros_in_it(tmp_path):
+    every = MODALITIES["sentinel2_l2a"].bands
+    poor = optical(tmp_path, "poor", 300, bands=tuple(b for b in every if b not in ("B08", "B8A", "B01")))
+    rich = optical(tmp_path, "rich", 600)
+    cube = read_cube(BOX, selections(BOX, poor, rich), 1, ["sentinel2_l2a"])
+    values = dict(zip(every, cube.values["sentinel2_l2a"][0], strict=True))
+    for band in every:
+        assert (values[band] == (600 if band in ("B08", "B8A", "B01") else 300)).all(), band
+    assert cube.valid["sentinel2_l2a"].all()
+    assert cube.clear.all()
+    assert not cube.absent_bands["sentinel2_l2a"].any()
+
+
+def test_a_radar_scene_without_one_polarisation_leaves_the_other_to_the_next(tmp_path):
+    flat = np.full((120, 120), 0.1)
+    first, second = radar(tmp_path, "a", flat, flat), radar(tmp_path, "b", flat / 10, flat / 10)
+    only_vv = replace(first, assets={"vv": first.assets["vv"]})
+    cube = read_cube(BOX, selections(BOX, only_vv, second, modality="sentinel1"), 1, ["sentinel1"])
+    assert cube.values["sentinel1"][0, 0] == pytest.approx(-10.0, abs=1e-4)
+    assert cube.values["sentinel1"][0, 1] == pytest.approx(-20.0, abs=1e-4)
+    alone = read_cube(BOX, selections(BOX, only_vv, modality="sentinel1"), 1, ["sentinel1"])
+    assert alone.absent_bands["sentinel1"].tolist() == [[False, True]]
+    assert np.isnan(alone.values["sentinel1"][0, 1]).all()
+
+
 def test_radar_is_mosaicked_in_power_and_no_data_never_becomes_decibels(tmp_path):
     n = 120
     first = np.full((n, n), 0.1)
@@ -165,6 +191,20 @@ def test_a_box_over_a_cell_border_uses_each_cells_own_scenes(tmp_path):
     values = read_cube(box, chosen, 1, ["sentinel2_l2a"]).values["sentinel2_l2a"]
     assert (values[..., :20] == 300).all()
     assert (values[..., 20:] == 600).all()
+
+
+def test_a_band_that_only_the_neighbouring_cell_has_is_missing_and_not_zero(tmp_path):
+    edge = -(-int(ORIGIN[0] / 10) // CELL_PX) * CELL_PX
+    row = -(int(ORIGIN[1] / 10) // CELL_PX * CELL_PX) - CELL_PX // 2
+    origin = (edge * 10 - 1200.0, -row * 10 + 600.0)
+    box = PixelBox(32631, row, edge - 20, row + 40, edge + 20)
+    poor = optical(tmp_path, "poor", 300, bands=("B02", "B03", "B04", "B08"), side_m=2400, origin=origin)
+    rich = optical(tmp_path, "rich", 600, side_m=2400, origin=origin)
+    pairs = zip(box.squares(CELL_PX), (poor, rich), strict=True)
+    cube = read_cube(box, [Selection(32631, c, 0, "sentinel2_l2a", (s,), 1) for c, s in pairs], 1, ["sentinel2_l2a"])
+    assert not cube.absent_bands["sentinel2_l2a"].any()
+    assert not cube.valid["sentinel2_l2a"][..., :20].any()
+    assert cube.valid["sentinel2_l2a"][..., 20:].all()
 
 
 def test_landsat_bands_reach_the_grid_as_in_pretraining(tmp_path):
