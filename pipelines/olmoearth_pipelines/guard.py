@@ -119,8 +119,7 @@ def _sentinel2(scene: Scene, boxes: Sequence[PixelBox]) -> _Check:
         check.figures["verdict"] = "contradiction"
         states = {0: "already without the offset", 1000: "still with the +1000 offset"}
         check.contradiction = (
-            f"{scene.id}: the pixels are {states[found]} (B04: 1st percentile {figures.get('p1_B04', 0):.0f}, median "
-            f"over vegetation and water {figures.get('median_dark', float('nan')):.0f}), but {scene.product} says "
+            f"{scene.id}: the pixels are {states[found]} ({_evidence(figures)}), but {scene.product} says they are "
             f"{states[scene.offset_dn]}. {HOW}"
         )
     else:
@@ -142,13 +141,22 @@ def _offset_verdict(stored: dict[str, Array], classes: Array | None) -> tuple[in
             figures[f"p1_{band}"] = float(np.percentile(stored[band][lit], 1))
             if figures[f"p1_{band}"] < DARK_DN:
                 verdict = 0
-    if verdict is None and classes is not None and "B04" in stored and classes.shape == stored["B04"].shape:
+    if classes is not None and "B04" in stored and classes.shape == stored["B04"].shape:
         dark = np.isin(classes, DARK_COVER) & (stored["B04"] > 0)
         if dark.sum() >= ENOUGH_PIXELS:
             figures["median_dark"] = float(np.median(stored["B04"][dark]))
-            if LIT_MEDIAN_DN < figures["median_dark"] < LIT_MEDIAN_DN + 1000:
+            if verdict is None and LIT_MEDIAN_DN < figures["median_dark"] < LIT_MEDIAN_DN + 1000:
                 verdict = 1000
     return verdict, figures
+
+
+def _evidence(figures: dict[str, Any]) -> str:
+    names = {
+        "p1_B04": "1st percentile of B04",
+        "p1_B12": "1st percentile of B12",
+        "median_dark": "median of B04 over vegetation and water",
+    }
+    return ", ".join(f"{words} {figures[name]:.0f}" for name, words in names.items() if name in figures)
 
 
 def _sentinel1(scene: Scene, boxes: Sequence[PixelBox]) -> _Check:

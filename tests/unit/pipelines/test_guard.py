@@ -1,6 +1,7 @@
 """The input guard on real scenes with known radiometry, and on made ones with known faults."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,6 +65,26 @@ def test_level_2_landsat_is_told_by_its_cirrus_band(tmp_path):
         assert bool(report.contradictions) == (level == 2)
 
 
+def test_landsat_without_the_cirrus_band_is_refused(tmp_path):
+    band = write_tif(tmp_path / "B1.tif", np.full((40, 40), 11_000, np.uint16), ORIGIN, 30)
+    held = scene("l", modality="landsat", assets={"B1": band}, wkb=footprint(ORIGIN, 1200))
+    report = check_scenes([held], [BOX])
+    assert "no cirrus band B9" in report.contradictions[0]
+
+
+def test_warnings_that_differ_in_the_scene_only_are_one_line(tmp_path):
+    bright = optical(tmp_path, 14000, 9, 0)
+    report = check_scenes([replace(bright, id=name) for name in ("a", "b", "c")], [BOX])
+    assert len(report.warnings) == 1
+    assert report.warnings[0].startswith("a and 2 more: ")
+
+
+def test_a_zone_beyond_the_projections_reach_does_not_disturb(tmp_path):
+    far = PixelBox(32646, -560, 50_000, -440, 50_120)  # on the equator, 90 degrees to the east
+    figure = check_scenes([optical(tmp_path, 400, 4, 0)], [far, BOX]).figures[0]
+    assert figure["verdict"] == "consistent", figure
+
+
 def test_an_unreadable_scene_proves_nothing(tmp_path):
     broken = scene("b", modality="sentinel1", assets={"vv": str(tmp_path / "no.tif")}, wkb=footprint(ORIGIN, 1200))
     report = check_scenes([broken], [BOX])
@@ -100,10 +121,63 @@ def test_five_real_scenes_whose_catalogue_declares_an_offset_that_is_gone():
     scenes = scenes_of("s2-l2a-cloudy-series-33twl")
     report = check_scenes(scenes, [area_of(scenes[0].assets["B04"])])
     assert [f["verdict"] for f in report.figures] == ["consistent"] * 5
-    from dataclasses import replace
-
+    assert [round(f["p1_B04"] / 10) for f in report.figures] == [22, 17, 34, 13, 28]
+    assert 200 < np.median([f["median_dark"] for f in report.figures if "median_dark" in f]) < 700
     wrong = check_scenes([replace(s, offset_dn=1000) for s in scenes], [area_of(scenes[0].assets["B04"])])
     assert len(wrong.contradictions) == 5
+    assert all("already without the offset" in line and "nan" not in line for line in wrong.contradictions)
+
+
+def test_a_real_desert_proves_nothing_and_looks_like_the_training_data():
+    scenes = scenes_of("s2-l2a-scene-29rkh")
+    report = check_scenes(scenes, [area_of(scenes[0].assets["B04"])])
+    figure = report.figures[0]
+    assert figure["verdict"] == "inconclusive"
+    assert figure["p1_B04"] > 2000
+    assert len(figure["z"]) == 12
+    assert max(map(abs, figure["z"].values())) < 3
+    assert not report.contradictions
+    assert not report.warnings
+
+
+def test_real_radar_in_decibels_contradicts_a_product_of_linear_power(tmp_path):
+    months = sorted((real("s2-s1-monthly-haspengouw") / "s1").glob("*.tif"))[:2]
+    scenes = []
+    for month in months:
+        with rasterio.open(month) as source:
+            stored, box = source.read(), area_of(month)
+            west, north = source.bounds.left, source.bounds.top
+        for k, band in enumerate(("vv", "vh")):
+            write_tif(tmp_path / month.stem / f"{band}.tif", stored[k], (west, north), 10, nodata=np.nan)
+        links = {band: str(tmp_path / month.stem / f"{band}.tif") for band in ("vv", "vh")}
+        scenes.append(scene(month.stem, modality="sentinel1", assets=links))
+    report = check_scenes(scenes, [box])
+    assert [f["units_by_pixels"] for f in report.figures] == ["decibels"] * 2
+    assert len(report.contradictions) == 2
+    assert "S1_2020-11: the pixels are decibels (median -9.691" in report.contradictions[0]
+    # The same scenes in the unit that the product should have.
+    for month in months:
+        for band in ("vv", "vh"):
+            path = tmp_path / month.stem / f"{band}.tif"
+            with rasterio.open(path) as source:
+                decibels, corner = source.read(1), (source.bounds.left, source.bounds.top)
+            path.unlink()
+            write_tif(path, 10 ** (decibels / 10), corner, 10, nodata=-32768)
+    report = check_scenes(scenes, [box])
+    assert [f["verdict"] for f in report.figures] == ["consistent"] * 2
+    assert not report.contradictions + report.warnings
+    assert all(abs(z) < 1 for f in report.figures for z in f["z"].values())
+
+
+def test_a_real_landsat_level_1_scene_has_the_training_datas_counts():
+    folder = real("landsat8-l1tp-marburg")
+    bands = [f"B{n}" for n in range(1, 12)]
+    links = {band: str(next(folder.glob(f"*_{band}.TIF"))) for band in bands}
+    report = check_scenes([scene("LC08", modality="landsat", assets=links)], [area_of(links["B1"])])
+    assert report.figures[0]["verdict"] == "consistent"
+    assert sorted(report.figures[0]["z"]) == sorted(bands)
+    assert all(abs(z) < 1 for z in report.figures[0]["z"].values())
+    assert not report.contradictions + report.warnings
 
 
 def test_a_real_scene_that_still_carries_the_offset():
