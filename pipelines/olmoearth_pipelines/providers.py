@@ -57,8 +57,6 @@ class Product:
     offset: str = "none"
     """Sentinel-2: `baseline` (pixels carry +1000 from baseline 04.00), `always`, `declared` (the asset says),
     `none` (already removed, or no offset)."""
-    query: Mapping[str, object] = field(default_factory=dict)
-    """Item search filter (STAC query extension)."""
     signing: str | None = None
     """`planetary-computer`: links need a short-lived token."""
     alternate: str | None = None
@@ -116,7 +114,6 @@ PRODUCTS: tuple[Product, ...] = (
         modality="sentinel1",
         assets=_S1,
         native_m={"vv": 10, "vh": 10},
-        query={"sar:instrument_mode": {"eq": "IW"}},
         signing="planetary-computer",
     ),
     _sentinel2("earth-search", "sentinel-2-l2a", _ES_S2, "none"),
@@ -129,7 +126,6 @@ PRODUCTS: tuple[Product, ...] = (
         modality="landsat",
         assets=_LANDSAT,
         native_m=_LANDSAT_NATIVE,
-        query={"platform": {"in": ["LANDSAT_8", "LANDSAT_9", "landsat-8", "landsat-9"]}},
         alternate="s3",
         gdal_options={"AWS_REQUEST_PAYER": "requester", "AWS_REGION": "us-west-2"},
     ),

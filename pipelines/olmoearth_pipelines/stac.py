@@ -17,7 +17,7 @@ import shapely
 from olmoearth_cli.errors import CatalogError
 from olmoearth_cli.geo.periods import Period
 from olmoearth_pipelines.items import Rejected, to_scene
-from olmoearth_pipelines.providers import CATALOGS, Product, catalog_name, default_catalogs, wanted_rows
+from olmoearth_pipelines.providers import CATALOGS, Product, default_catalogs, wanted_rows
 from olmoearth_pipelines.scene import Scene
 from olmoearth_pipelines.scene_table import CELL_PX, SceneTable, choose, lonlat_bounds, without_duplicates, wrapped
 
@@ -184,10 +184,8 @@ def _items(client: Any, row: Product, cells: Sequence[Cell], periods: Sequence[P
     seen: set[str] = set()
     span = f"{_stamp(periods[0].start)}/{_stamp(periods[-1].end)}"
     for box in _boxes(cells):
-        query = dict(row.query) if catalog_name(client.self_href or "") else {}
-        found = client.search(
-            collections=[row.collection], bbox=box, datetime=span, query=query or None, limit=PAGE, max_items=None
-        )
+        # Filters of one product (mode, platform) are applied to the items: servers differ in what they can query.
+        found = client.search(collections=[row.collection], bbox=box, datetime=span, limit=PAGE, max_items=None)
         for item in found.items_as_dicts():
             name = str(item.get("id"))
             if name not in seen:
