@@ -76,6 +76,11 @@ class Windowing:
         return self.stride_px * self.batch_side
 
     @property
+    def block_km2(self) -> float:
+        """Area of a block."""
+        return (self.block_px * PIXEL_M) ** 2 / 1e6
+
+    @property
     def cells_per_window(self) -> int:
         """Map cells along a window's side."""
         return self.window_px // self.patch_px
@@ -136,7 +141,7 @@ class TileGrid:
     @property
     def area_km2(self) -> float:
         """Area that will be encoded; a little more than the region, by whole blocks."""
-        return self.blocks * (self.windowing.block_px * PIXEL_M) ** 2 / 1e6
+        return self.blocks * self.windowing.block_km2
 
 
 def tile_id(box: PixelBox) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from olmoearth_cli.core.spec import gmacs_per_window
+from olmoearth_cli.geo.grid import PixelBox
+from olmoearth_cli.geo.tiles import pixels_of
 from olmoearth_pipelines.cluster import TILES_IN_FLIGHT, local_cores
 from olmoearth_pipelines.request import Prepared
 
@@ -43,7 +45,7 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
     cells = windowing.cells_per_window**2
     tokens = sum(present[m] * len(prepared.spec.band_sets(m)) for m in modalities) * cells
     gflops = 2 * gmacs_per_window(prepared.spec, tokens) * windows
-    read_px = sum(_read_pixels(t, windowing) for t in grid.tiles)
+    read_px = sum(_pixels(pixels_of(tile, windowing, request.blend)) for tile in grid.tiles)
     bytes_to_read = sum(present[m] * BYTES_PER_PIXEL[m] for m in modalities) * read_px
     tile_px = (grid.tile_px + windowing.overlap_px) ** 2
     held = sum(HELD_PER_PIXEL[m] * len(prepared.periods) for m in modalities) * tile_px
@@ -88,13 +90,8 @@ def _mean_periods(prepared: Prepared, modality: str) -> float:
     return sum(counts.values()) / len(counts) if counts else 0.0
 
 
-def _read_pixels(tile: Any, windowing: Any) -> int:
-    """Pixels that a tile's windows look at; approximates the shape by the blocks' bounding box."""
-    rows, cols = {b[0] for b in tile.blocks}, {b[1] for b in tile.blocks}
-    side = windowing.block_px
-    height = (max(rows) - min(rows) + 1) * side + windowing.overlap_px
-    width = (max(cols) - min(cols) + 1) * side + windowing.overlap_px
-    return int(height * width)
+def _pixels(box: PixelBox) -> int:
+    return box.height * box.width
 
 
 def _speed(device: str, dimensions: int) -> tuple[float, str]:

@@ -231,7 +231,7 @@ def _tiles(prepared: Prepared, spec: MapSpec, todo: list[Tile]) -> Iterator[Tile
 
 
 def _encoded_km2(prepared: Prepared, tile: Tile) -> float:
-    return len(tile.blocks) * (prepared.grid.windowing.block_px / 100) ** 2
+    return len(tile.blocks) * prepared.grid.windowing.block_km2
 
 
 def _finish(prepared: Prepared, spec: MapSpec, *, kept: int) -> RunSummary:

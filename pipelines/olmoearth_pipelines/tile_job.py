@@ -167,7 +167,7 @@ def _encode_and_write(
     cells = work.windowing.stride_px // p
     seam = seam_figure(encoded.vectors, tile.box.row0 // p, tile.box.col0 // p, cells)
     facts = {
-        "km2": len(tile.blocks) * (work.windowing.block_px / 100) ** 2,
+        "km2": len(tile.blocks) * work.windowing.block_km2,
         "windows": encoded.windows,
         "tokens": encoded.tokens,
         "bytes_read": cube.bytes_read,
