@@ -1,0 +1,1 @@
+"""How embeddings are judged: kNN, linear probe, metrics (spec/evaluation.md)."""
