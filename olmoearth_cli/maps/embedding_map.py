@@ -109,6 +109,22 @@ class EmbeddingMap:
 
         return read_points(self.spec, self.tiles, lonlat)
 
+    def read_cells(self, cells: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Vectors of single cells; only the blocks that hold one are read.
+
+        Args:
+            cells: [N, 3] EPSG code, row, column; rows and columns count cells of the zone's global grid.
+
+        Returns:
+            [N, D] in the order of `cells`, NaN where the map has no data.
+
+        Raises:
+            InputError: a tile's file is gone or damaged.
+        """
+        from olmoearth_cli.maps.reading import read_listed
+
+        return read_listed(self.spec, self.tiles, np.asarray(cells, dtype=np.int64).reshape(-1, 3))
+
     def checksums(self) -> dict[str, str]:
         """Tile id -> SHA-256 of its COG, computed from the file as it is now."""
         return {tile.id: file_sha256(tile.path) for tile in self.tiles if tile.path is not None}

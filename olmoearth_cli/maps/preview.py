@@ -228,10 +228,14 @@ def _png(rgb: Rgb) -> bytes:
     grow = max(1, PNG_LEAST_SIDE // longest)
     shown = rgb[:, ::thin, ::thin].repeat(grow, axis=1).repeat(grow, axis=2)
     alpha = np.where(shown.any(axis=0), 255, 0).astype(np.uint8)
-    image = np.concatenate([shown, alpha[None]])
-    _, height, width = image.shape
+    return png_bytes(np.concatenate([shown, alpha[None]]))
+
+
+def png_bytes(rgba: npt.NDArray[np.uint8]) -> bytes:
+    """A PNG of [4, H, W]."""
+    _, height, width = rgba.shape
     with MemoryFile() as memory, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a picture, not a raster
         with memory.open(driver="PNG", width=width, height=height, count=4, dtype="uint8") as target:
-            target.write(image)
+            target.write(rgba)
         return bytes(memory.getbuffer())

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
 from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from olmoearth_cli.errors import InputError
 from olmoearth_cli.geo.grid import PIXEL_M, PixelBox
+from olmoearth_cli.maps.cell_keys import holders
 from olmoearth_cli.maps.footprint import from_lonlat
 from olmoearth_cli.maps.map_spec import MapSpec
-from olmoearth_cli.maps.tile_files import TileEntry
+from olmoearth_cli.maps.tile_files import QUALITY, TileEntry
 
 Vectors = npt.NDArray[np.float32]
 Cells = tuple[slice, slice]
@@ -28,17 +32,37 @@ def read_cells(spec: MapSpec, path: Path, cells: Cells) -> Vectors:
     Raises:
         InputError: the file is gone or damaged.
     """
-    rows, cols = cells
-    window = Window(cols.start, rows.start, cols.stop - cols.start, rows.stop - rows.start)
+    with _opened(path) as source:
+        return _decoded(spec, _stored(source, cells))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[DatasetReader]:
     try:
         with rasterio.open(path) as source:
-            values = np.moveaxis(source.read(window=window), 0, -1)  # Y X D
+            yield source
     except RasterioError as error:
         raise InputError(
             f"{path}: cannot be read ({error}). Delete the file and run the same embed command again: "
             "it makes this tile anew."
         ) from error
+
+
+def _stored(source: DatasetReader, cells: Cells) -> npt.NDArray[Any]:
+    """[Y, X, D] as the file holds it."""
+    rows, cols = cells
+    window = Window(cols.start, rows.start, cols.stop - cols.start, rows.stop - rows.start)
+    return np.moveaxis(source.read(window=window), 0, -1)
+
+
+def _decoded(spec: MapSpec, values: npt.NDArray[Any]) -> Vectors:
     return np.ascontiguousarray(spec.quantizer.decode(values) if spec.quantizer else values)
+
+
+def read_seen(tile: TileEntry) -> npt.NDArray[np.bool_]:
+    """bool [Y, X] of a finished tile, True where it has vectors: told by its quality file, which is small."""
+    with _opened(_path(tile).parent.parent / QUALITY / f"{tile.id}.tif") as source:
+        return np.isfinite(source.read(1))
 
 
 def read_window(spec: MapSpec, tiles: Sequence[TileEntry], box: PixelBox) -> Vectors:
@@ -60,7 +84,7 @@ def read_points(spec: MapSpec, tiles: Sequence[TileEntry], lonlat: npt.ArrayLike
     points = np.asarray(lonlat, dtype=np.float64).reshape(-1, 2)
     out = np.full((len(points), spec.dimensions), np.nan, dtype=np.float32)
     done = [tile for tile in tiles if tile.status == "done"]
-    own = _utm_zone(points)
+    own = utm_zone(points)
     for own_zone_only in (True, False):
         for epsg in sorted({tile.box.epsg for tile in done}):
             open_points = ~np.isfinite(out[:, 0]) & np.isfinite(points).all(axis=1)
@@ -90,24 +114,38 @@ def _fill_zone(
             out[wanted[inside]] = _read_cells_at(spec, tile, at)
 
 
-def _read_cells_at(spec: MapSpec, tile: TileEntry, at: npt.NDArray[np.int64]) -> Vectors:
-    """[N, D] of single cells [N, 2] (row, column) of a tile, block by block."""
-    height, width = spec.shape(tile.box)
-    side = _block_side(tile)
-    out = np.empty((len(at), spec.dimensions), dtype=np.float32)
-    blocks, member = np.unique(at // side, axis=0, return_inverse=True)
-    for number, (i, j) in enumerate(blocks):
-        rows = slice(int(i) * side, min((int(i) + 1) * side, height))
-        cols = slice(int(j) * side, min((int(j) + 1) * side, width))
-        block = read_cells(spec, _path(tile), (rows, cols))
-        mine = np.flatnonzero(member.reshape(-1) == number)
-        out[mine] = block[at[mine, 0] - rows.start, at[mine, 1] - cols.start]
+def read_listed(spec: MapSpec, tiles: Sequence[TileEntry], cells: npt.NDArray[np.int64]) -> Vectors:
+    """[N, D] of cells [N, 3] (EPSG, row, column in cells), NaN where no tile covers the cell or it has no data.
+
+    Only blocks with a wanted cell are read, one at a time: reading several tiles at once was measured (2 cores,
+    9 tiles of 128 bands, 50,000 cells) and no faster.
+    """
+    done = [tile for tile in tiles if tile.status == "done"]
+    out = np.full((len(cells), spec.dimensions), np.nan, dtype=np.float32)
+    holder = holders(done, cells, spec.patch_px)
+    order = np.argsort(holder, kind="stable")
+    held = order[np.searchsorted(holder[order], 0) :]
+    for mine in np.split(held, np.flatnonzero(np.diff(holder[held])) + 1) if len(held) else []:
+        tile = done[holder[mine[0]]]
+        corner = np.array([tile.box.row0, tile.box.col0]) // spec.patch_px
+        out[mine] = _read_cells_at(spec, tile, cells[mine, 1:] - corner)
     return out
 
 
-def _block_side(tile: TileEntry) -> int:
-    with rasterio.open(_path(tile)) as source:
-        return int(source.block_shapes[0][0])
+def _read_cells_at(spec: MapSpec, tile: TileEntry, at: npt.NDArray[np.int64]) -> Vectors:
+    """[N, D] of single cells [N, 2] (row, column) of a tile, block by block; only these cells are decoded."""
+    height, width = spec.shape(tile.box)
+    with _opened(_path(tile)) as source:
+        side = int(source.block_shapes[0][0])
+        stored = np.empty((len(at), spec.dimensions), dtype=source.dtypes[0])
+        blocks, member = np.unique(at // side, axis=0, return_inverse=True)
+        order = np.argsort(member.reshape(-1), kind="stable")
+        ends = np.cumsum(np.bincount(member.reshape(-1), minlength=len(blocks)))
+        for (i, j), mine in zip(blocks.tolist(), np.split(order, ends[:-1]), strict=True):
+            rows = slice(i * side, min((i + 1) * side, height))
+            cols = slice(j * side, min((j + 1) * side, width))
+            stored[mine] = _stored(source, (rows, cols))[at[mine, 0] - rows.start, at[mine, 1] - cols.start]
+    return _decoded(spec, stored)
 
 
 def _path(tile: TileEntry) -> Path:
@@ -115,7 +153,7 @@ def _path(tile: TileEntry) -> Path:
     return tile.path
 
 
-def _utm_zone(points: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+def utm_zone(points: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """EPSG code of each point's UTM zone; only a preference, so Norway's exceptions do not matter."""
     lon = np.where(np.isfinite(points[:, 0]), points[:, 0], 0.0)
     number = np.floor((lon + 180.0) / 6.0).astype(np.int64) % 60 + 1

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from olmoearth_cli.geo.grid import PixelBox, square
-from olmoearth_cli.maps.embedding_map import MapSpec, TileResult
+from olmoearth_cli.maps import run_record
+from olmoearth_cli.maps.embedding_map import EmbeddingMap, MapSpec, TileResult, write_tile
 from olmoearth_cli.maps.quantize import Quantizer
 
 DIMENSIONS = 6
@@ -98,3 +99,23 @@ def vectors_of() -> Callable[..., np.ndarray]:
 @pytest.fixture
 def result_of() -> Callable[..., TileResult]:
     return make_result
+
+
+@pytest.fixture
+def make_map(tmp_path) -> Callable[..., EmbeddingMap]:
+    """Writes a map of these boxes (two neighbouring tiles if none are given) into `tmp_path / name`.
+
+    Every cell has a vector, but for the corners of `make_vectors` where `holes` is True.
+    """
+
+    def make(*boxes, complete=True, name="map", holes=False, **changes):
+        spec, folder = make_spec(**changes), tmp_path / name
+        run_record.start(folder, {})
+        for i, box in enumerate(boxes or [make_tile_box(0, 0), make_tile_box(0, 1)]):
+            vectors = make_vectors(box, spec)
+            write_tile(folder, spec, make_result(f"t{i}", box, spec, vectors if holes else np.nan_to_num(vectors)))
+        if complete:
+            run_record.finish(folder, {}, {"complete": True})
+        return EmbeddingMap.open(folder)
+
+    return make

@@ -99,8 +99,8 @@ def test_points_read_only_blocks_that_hold_one(tmp_path, spec_with, result_of, m
     vectors[..., 0] = np.arange(256)[:, None]
     write_tile(tmp_path, spec, result_of("a", box, spec, vectors))
     read = []
-    real = reading.read_cells
-    monkeypatch.setattr(reading, "read_cells", lambda s, path, cells: read.append(cells) or real(s, path, cells))
+    real = reading._stored
+    monkeypatch.setattr(reading, "_stored", lambda source, cells: read.append(cells) or real(source, cells))
     west, _, _, north = box.bounds_m
     at = np.array([(3, 4), (5, 100), (200, 7)])
     lonlat = np.column_stack(
