@@ -1,0 +1,1 @@
+"""The probe road: labels on a map, honest validation, class maps."""
