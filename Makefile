@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)
-	cd examples/demo && PATH="$(CURDIR)/$(BIN):$$PATH" olmoearth embed --aoi region.geojson
+	cd examples/demo && PATH="$(CURDIR)/$(BIN):$$PATH" ./demo.sh
 
 test: $(STAMP)
 	# The oracle package orders modalities by hash (spec/model.md G1): the seed is part of the test.

@@ -6,11 +6,12 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import typer
 
 from olmoearth_cli import __version__, console
-from olmoearth_cli.commands import embed, models
+from olmoearth_cli.commands import embed, models, probe
 from olmoearth_cli.errors import OlmoEarthError
 from olmoearth_cli.settings import read_defaults
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command("embed", epilog=embed.EXAMPLE)(embed.embed)
 app.command("models", epilog=models.EXAMPLE)(models.models)
+app.add_typer(probe.app, name="probe")
 
 
 class Interrupted(OlmoEarthError):  # noqa: N818 - not an error
@@ -48,17 +50,21 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise Interrupted(number)
 
 
+def _options_of(group: Any) -> dict[str, Any]:
+    """Subcommand -> names of its options; one level deeper for groups."""
+    return {
+        name: _options_of(sub) if hasattr(sub, "commands") else {p.name for p in sub.params if p.name}
+        for name, sub in group.commands.items()
+    }
+
+
 def main() -> None:
     """Entry point: run one command; known errors become one message and an exit code."""
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     try:
         command = typer.main.get_command(app)
-        known = {
-            name: {parameter.name for parameter in sub.params if parameter.name}
-            for name, sub in command.commands.items()  # type: ignore[attr-defined]
-        }
-        defaults = read_defaults(Path.cwd(), known)
+        defaults = read_defaults(Path.cwd(), _options_of(command))
         command(default_map=defaults, auto_envvar_prefix="OLMOEARTH")
     except OlmoEarthError as problem:
         console.error(str(problem))

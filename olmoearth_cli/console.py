@@ -33,19 +33,20 @@ class Console:
         """Something that the user should look at; on stderr, also when quiet."""
         self._line(f"warning: {text}")
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-        """Rows as aligned plain text; numbers (all but the first column) to the right."""
-        widths = [max(len(str(row[k])) for row in [header, *rows]) for k in range(len(header))]
-        lines = []
-        for row in [header, *rows]:
-            cells = [f"{row[0]:<{widths[0]}}"]
-            cells += [f"{cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True)]
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join(lines)
-
     def _line(self, text: str) -> None:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned plain text; numbers (all but the first column) to the right."""
+    widths = [max(len(str(row[k])) for row in [header, *rows]) for k in range(len(header))]
+    lines = []
+    for row in [header, *rows]:
+        cells = [f"{row[0]:<{widths[0]}}"]
+        cells += [f"{cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def error(text: str) -> None:
@@ -109,6 +110,33 @@ class Progress:
         left = (tile.km2_to_do - self._done_km2) / rate if rate > 0 else float("inf")
         gaps = f", {self._gaps} gaps" if self._gaps else ""
         return f"{self._done}/{tile.tiles_to_do} tiles{gaps}, {rate:.3g} km2/s, {duration(left)} left"
+
+
+class TaskLine:
+    """What a long step is at: one live line on a terminal, a plain line when the step changes or 30 s have passed."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = sys.stderr.isatty() and not console.quiet
+        self._dirty, self._step, self._last = False, "", 0.0
+
+    def show(self, task: str, step: str, done: int, total: int) -> None:
+        """Say how far `step` of `task` is."""
+        text, now = f"{task}: {step}, {done} of {total}", time.monotonic()
+        if self._live:
+            sys.stderr.write("\r\x1b[K" + text)
+            sys.stderr.flush()
+            self._dirty = True
+        elif now - self._last >= LINE_EVERY_S or f"{task} {step}" != self._step:
+            self._console.note(text)
+            self._last = now
+        self._step = f"{task} {step}"
+
+    def close(self) -> None:
+        """End the live line."""
+        if self._dirty:
+            sys.stderr.write("\n")
+            self._dirty = False
 
 
 def duration(seconds: float) -> str:

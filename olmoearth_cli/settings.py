@@ -1,5 +1,6 @@
 """`olmoearth.toml` in the working folder: defaults for any flag, one table per subcommand.
 
+A group of subcommands has one table for all of them and, where they differ, one each: `[probe]`, `[probe.knn]`.
 Order of precedence: flag, then environment (`OLMOEARTH_EMBED_PATCH_SIZE`), then file, then default.
 """
 
@@ -16,15 +17,19 @@ from olmoearth_cli.errors import InputError
 FILE_NAME = "olmoearth.toml"
 
 
-def read_defaults(folder: Path, known: Mapping[str, set[str]]) -> dict[str, dict[str, Any]]:
+Known = Mapping[str, set[str] | Mapping[str, set[str]]]
+"""Subcommand -> names of its options with underscores; a group -> the same of its own subcommands."""
+
+
+def read_defaults(folder: Path, known: Known) -> dict[str, dict[str, Any]]:
     """Read the settings file of a folder.
 
     Args:
         folder: where `olmoearth.toml` may lie.
-        known: subcommand -> names of its options, with underscores.
+        known: what may stand in it.
 
     Returns:
-        subcommand -> option -> value; empty where there is no file.
+        subcommand -> option -> value, one level deeper for groups; empty where there is no file.
 
     Raises:
         InputError: the file is not TOML, or a table or key is unknown (the nearest known one is named).
@@ -40,17 +45,44 @@ def read_defaults(folder: Path, known: Mapping[str, set[str]]) -> dict[str, dict
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}.") from None
+    defaults: dict[str, dict[str, Any]] = {}
     for table, values in tables.items():
         if table not in known:
             raise InputError(f"{path}: unknown table [{table}]{_nearest(table, known)}.")
         if not isinstance(values, dict):
             raise InputError(f"{path}: {table} must be a table: write [{table}] and its keys below it.")
-        for key, value in values.items():
-            if key not in known[table]:
-                raise InputError(f"{path}: unknown key {key} in [{table}]{_nearest(key, known[table])}.")
-            if isinstance(value, dict):
-                raise InputError(f"{path}: {key} in [{table}] must be a plain value, not a table.")
-    return {table: {key: _flat(value) for key, value in values.items()} for table, values in tables.items()}
+        options = known[table]
+        defaults[table] = (
+            _command(path, table, values, options) if isinstance(options, set) else _group(path, table, values, options)
+        )
+    return defaults
+
+
+def _command(path: Path, table: str, values: Mapping[str, Any], options: set[str]) -> dict[str, Any]:
+    for key, value in values.items():
+        if key not in options:
+            raise InputError(f"{path}: unknown key {key} in [{table}]{_nearest(key, options)}.")
+        if isinstance(value, dict):
+            raise InputError(f"{path}: {key} in [{table}] must be a plain value, not a table.")
+    return {key: _flat(value) for key, value in values.items()}
+
+
+def _group(
+    path: Path, table: str, values: Mapping[str, Any], commands: Mapping[str, set[str]]
+) -> dict[str, dict[str, Any]]:
+    """Keys of the group's own table go to every subcommand that has the option; its own table comes first."""
+    own = {key: value for key, value in values.items() if key in commands and isinstance(value, dict)}
+    shared = {key: value for key, value in values.items() if key not in own}
+    unknown = [key for key in shared if key not in set().union(*commands.values())]
+    if unknown:
+        words = {*commands, *set().union(*commands.values())}
+        raise InputError(f"{path}: unknown key {unknown[0]} in [{table}]{_nearest(unknown[0], words)}.")
+    common = _command(path, table, shared, set(shared))
+    return {
+        name: {key: value for key, value in common.items() if key in options}
+        | _command(path, f"{table}.{name}", own.get(name, {}), options)
+        for name, options in commands.items()
+    }
 
 
 def _flat(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from olmoearth_cli.commands.options import option
-from olmoearth_cli.console import Console
+from olmoearth_cli.console import Console, table
 
 EXAMPLE = "Example: olmoearth models --json"
 WINDOW_PX, OVERLAP_PX, PATCH_PX, PERIODS = 64, 32, 4, 12
@@ -42,7 +42,7 @@ def models(
             }
         )
     header = ("model", "parameters", "dims", "blocks", "GFLOP/km2 S2", "S2+S1", "on this machine", "repository")
-    table = [
+    rows_shown = [
         (
             str(r["name"]),
             f"{r['parameters'] / 1e6:.1f} M",  # type: ignore[operator]
@@ -58,4 +58,4 @@ def models(
     legend = (
         f"GFLOP/km2: {PERIODS} periods, patch size {PATCH_PX}, windows of {WINDOW_PX} px with {OVERLAP_PX} px overlap."
     )
-    console.result(console.table(header, table) + "\n" + legend, {"models": rows})
+    console.result(table(header, rows_shown) + "\n" + legend, {"models": rows})

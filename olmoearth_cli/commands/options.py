@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
 from enum import StrEnum
 from functools import partial
+from inspect import Parameter, Signature
+from typing import Any, get_type_hints
 
 import typer
 
@@ -52,6 +56,35 @@ class Guard(StrEnum):
     OFF = "off"
 
 
+class Polygons(StrEnum):
+    """Which map cells a labelled polygon gives its label to."""
+
+    COVERED = "covered"
+    MAJORITY = "majority"
+
+
+class Raw(StrEnum):
+    """When the raw bands are judged beside the map."""
+
+    AUTO = "auto"
+    YES = "yes"
+    NO = "no"
+
+
+def to_numbers(text: str | None, *, flag: str) -> tuple[float, ...] | None:
+    """`1e-4,5e-4` -> numbers; None where nothing was asked.
+
+    Raises:
+        InputError: a word is no number.
+    """
+    if not text:
+        return None
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise InputError(f"{flag} {text}: give a number, or several with commas.") from None
+
+
 def to_modalities(text: str | None) -> tuple[str, ...] | None:
     """`s2,s1` -> the models' names in their fixed order; None where nothing was asked.
 
@@ -73,3 +106,29 @@ def to_catalogs(text: str | None) -> tuple[str, ...] | None:
     """Comma-separated catalogues; None where none was given."""
     parts = tuple(part.strip() for part in (text or "").split(",") if part.strip())
     return parts or None
+
+
+def command_of(options: type[Any], run: Callable[[Any], None], *, last: type[Any]) -> Callable[..., None]:
+    """A Typer command whose flags are the fields of a dataclass (annotated with `option`), in their order.
+
+    Subcommands with the same flags share a base class and so say each flag once.
+
+    Args:
+        options: frozen, keyword-only dataclass; its docstring becomes the command's help.
+        run: gets the filled dataclass.
+        last: a base of `options` whose flags stand last in the help.
+    """
+    tail = {f.name for f in fields(last)}
+    hints = get_type_hints(options, include_extras=True)
+
+    def command(**values: Any) -> None:
+        run(options(**values))
+
+    parameters = [
+        Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+        for f in sorted(fields(options), key=lambda f: f.name in tail)
+    ]
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = hints
+    command.__doc__ = options.__doc__
+    return command

@@ -172,7 +172,7 @@ class OlmoEarthModel:
             rows = (counts == count).nonzero()  # R 1
             index = seen[rows[:, 0]].nonzero()[:, 1].view(len(rows), count)
             places = None if coords is None else coords[rows, index]
-            out[rows, index] = self.encoder.transform(x[rows, index], places)
+            out[rows, index] = self.encoder.transform(x[rows, index], places).to(out.dtype)  # autocast may widen
         return out
 
     def _padded(self, x: Tensor, seen: Tensor, coords: Tensor | None) -> Tensor:
@@ -188,7 +188,7 @@ class OlmoEarthModel:
         places = None if coords is None else coords[rows, order].masked_fill(filler[..., None], 0)
         encoded = self.encoder.transform(compact, places).masked_fill(filler[..., None], 0)
         out = torch.zeros_like(x)
-        out[rows, order] = encoded
+        out[rows, order] = encoded.to(out.dtype)
         return out
 
 

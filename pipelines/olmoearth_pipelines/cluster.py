@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,3 +101,13 @@ def _exists(folder: str) -> bool:
 def local_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_device_name(asked: str) -> None:
+    """Refuse what no machine has, without looking at this one.
+
+    Raises:
+        InputError: names what is possible.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", asked):
+        raise InputError(f"--device {asked}: use auto, cpu, cuda or cuda:N.")

@@ -25,10 +25,11 @@ from olmoearth_cli.maps.seam import SeamSums
 from olmoearth_pipelines.cluster import TILES_IN_FLIGHT, check_folder, connect, local_cores
 from olmoearth_pipelines.fanout import Lost, fan_out
 from olmoearth_pipelines.guard import GuardReport, check_scenes
+from olmoearth_pipelines.models import check_device, open_model
 from olmoearth_pipelines.request import EmbedRequest, Note, Prepared, prepare
 from olmoearth_pipelines.scene import Scene
 from olmoearth_pipelines.stac import SceneTable
-from olmoearth_pipelines.tile_job import TileJob, Work, check_device, run_tile
+from olmoearth_pipelines.tile_job import TileJob, Work, run_tile
 
 __all__ = ["EmbedRequest", "Prepared", "RunSummary", "TileReport", "prepare", "run"]
 
@@ -87,7 +88,8 @@ def run(prepared: Prepared, note: Note, warn: Note) -> Iterator[TileReport | Run
     folder, request = prepared.folder, prepared.request
     if not request.scheduler:
         check_device(request.device)
-    model = _load(request.model, note)
+    # Here once, although the workers load their own: a bad one must fail before anything is read or written.
+    model = open_model(request.model, note)
     prepared.settings["weights_sha256"] = model.weights_sha256
     run_record.check(folder, prepared.settings, overwrite=request.overwrite)
     finished = None if request.overwrite else run_record.finished(folder, prepared.settings)
@@ -113,21 +115,6 @@ def run(prepared: Prepared, note: Note, warn: Note) -> Iterator[TileReport | Run
     seconds = time.monotonic() - started
     share = None if request.scheduler or not todo else encoding / seconds / request.workers
     yield _record(prepared, spec, guard, replace(summary, seconds=round(seconds, 2), encoder_share=share))
-
-
-def _load(name: str, note: Note) -> Any:
-    """Load the model once here: a bad one must fail before anything is read or written."""
-    from olmoearth_cli.core import load_model
-    from olmoearth_cli.core.hub import LICENCE_NOTE, is_cached, is_offline
-    from olmoearth_cli.core.spec import released_spec
-
-    released = released_spec(name)
-    if released is not None and not is_offline() and not is_cached(released.repo):
-        note(f"fetching {released.repo} from the Hugging Face hub. {LICENCE_NOTE}")
-    model = load_model(name)
-    if model.demo:
-        note(f"{name}: DEMO WEIGHTS (random); the map shows the road, not the land")
-    return model
 
 
 def _guard(prepared: Prepared, table: SceneTable, warn: Note) -> GuardReport | None:

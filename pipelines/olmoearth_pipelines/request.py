@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
@@ -13,11 +12,12 @@ from typing import Any
 from shapely import to_wkb
 
 from olmoearth_cli.core.spec import MICRO_BATCH_TOKENS, ModelSpec, find_spec
-from olmoearth_cli.errors import InputError, ModelError
+from olmoearth_cli.errors import ModelError
 from olmoearth_cli.geo.aoi import Aoi, read_aoi
 from olmoearth_cli.geo.periods import Period, resolve_periods
 from olmoearth_cli.geo.tiles import Tile, TileGrid, Windowing, pixels_of, tile_grid
 from olmoearth_cli.maps import run_record
+from olmoearth_pipelines.cluster import check_device_name
 from olmoearth_pipelines.stac import CELL_PX, SceneTable, search
 
 Note = Callable[[str], None]
@@ -92,8 +92,7 @@ def prepare(request: EmbedRequest, note: Note) -> Prepared:
     Raises:
         InputError, ModelError: whatever cannot be used as asked.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", request.device):
-        raise InputError(f"--device {request.device}: use auto, cpu, cuda or cuda:N.")
+    check_device_name(request.device)
     aoi = read_aoi(request.aoi)
     periods = resolve_periods(request.start, request.end, request.year, request.periods, date.today())
     spec = find_spec(request.model)

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from olmoearth_cli.core.spec import MICRO_BATCH_TOKENS
-from olmoearth_cli.errors import InputError
 from olmoearth_cli.geo.tiles import Tile, Windowing, pixels_of
 from olmoearth_cli.maps.embedding_map import MapSpec, TileResult, write_gap, write_tile
 from olmoearth_cli.maps.seam import seam_figure
 from olmoearth_pipelines.cluster import TILES_IN_FLIGHT, local_cores
 from olmoearth_pipelines.cube import Cube, ReadError, read_cube
+from olmoearth_pipelines.models import check_device
 from olmoearth_pipelines.scene import Selection
 from olmoearth_pipelines.stac import SceneTable
 
@@ -105,22 +105,6 @@ def _device(asked: str) -> str:
     name = str(get_worker().name)
     number = int("".join(c for c in name if c.isdigit()) or 0)
     return f"cuda:{number % torch.cuda.device_count()}"
-
-
-def check_device(asked: str) -> None:
-    """Refuse a GPU that is not here.
-
-    Raises:
-        InputError: names what is here.
-    """
-    import torch
-
-    count = torch.cuda.device_count()
-    number = int(asked.partition(":")[2] or 0)
-    if asked.startswith("cuda") and number >= count:
-        raise InputError(
-            f"--device {asked}: this machine has {count} CUDA device(s) that torch can use. Use auto or cpu."
-        )
 
 
 def run_tile(job: TileJob) -> dict[str, Any]:

@@ -57,6 +57,19 @@ def olmoearth(*args: str, cwd: Path | None = None, timeout: float = 240) -> Fini
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
+def in_process(*args: str, cwd: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Finished:
+    """Run the program in this process, where what it imports is imported once: for many small runs."""
+    from olmoearth_cli import app
+
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", ["olmoearth", *args])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    found = capsys.readouterr()
+    return Finished(int(ended.value.code or 0), found.out, found.err)
+
+
 def checksums(folder: Path, kind: str = "tiles") -> dict[str, str]:
     """Tile file -> SHA-256."""
     import hashlib

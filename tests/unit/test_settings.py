@@ -8,6 +8,9 @@ from olmoearth_cli.settings import read_defaults
 KNOWN = {"embed": {"patch_size", "model", "catalog", "start"}, "models": {"as_json"}}
 
 
+GROUPED = {"probe": {"knn": {"labels", "k"}, "linear": {"labels", "epochs"}}}
+
+
 def write(folder, text):
     (folder / "olmoearth.toml").write_text(text, encoding="utf-8")
     return folder
@@ -47,3 +50,24 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "olmoearth.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot be read"):
         read_defaults(tmp_path, KNOWN)
+
+
+def test_a_group_s_table_reaches_every_subcommand_that_has_the_option(tmp_path):
+    text = '[probe]\nlabels = "a.gpkg"\nk = 5\n[probe.linear]\nlabels = "b.gpkg"\nepochs = 10\n'
+    defaults = read_defaults(write(tmp_path, text), GROUPED)
+    assert defaults == {"probe": {"knn": {"labels": "a.gpkg", "k": 5}, "linear": {"labels": "b.gpkg", "epochs": 10}}}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[probe]\nlabel = 'x'\n", ["label in [probe]", "did you mean labels?"]),
+        ("[probe.knn]\nepochs = 3\n", ["epochs in [probe.knn]"]),
+        ("[probe.kn]\nk = 3\n", ["kn in [probe]", "did you mean knn?"]),
+    ],
+)
+def test_a_group_refuses_what_none_of_its_subcommands_knows(tmp_path, text, words):
+    with pytest.raises(InputError) as caught:
+        read_defaults(write(tmp_path, text), GROUPED)
+    for word in words:
+        assert word in str(caught.value)
