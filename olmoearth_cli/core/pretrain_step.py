@@ -16,8 +16,9 @@ from olmoearth_cli.core.architecture import EncoderConfig
 from olmoearth_cli.core.checks import DECODE, VISIBLE, check_inputs
 from olmoearth_cli.core.nn.decoder import DEPTH, Decoder
 from olmoearth_cli.core.nn.encoder import Encoder
-from olmoearth_cli.core.nn.packed import Frame, Padding, Tokens, additive_code, choose, run_block
-from olmoearth_cli.core.nn.patch_bank import BandsKept, PatchBank, cut_bank, draw_bands, embed_tokens
+from olmoearth_cli.core.nn.packed import Frame, Padding, Tokens, choose
+from olmoearth_cli.core.nn.packed_encoder import draw_depth, encode_tokens
+from olmoearth_cli.core.nn.patch_bank import BandsKept, PatchBank, cut_bank, draw_bands
 from olmoearth_cli.core.nn.target import TargetProjection
 from olmoearth_cli.core.objective import Objective, instance_contrast, mean_counted, patch_discrimination
 
@@ -125,13 +126,7 @@ class PretrainModel(nn.Module):
         self, bank: PatchBank, visible: Tokens, frame: Frame, kept: BandsKept | None, depth: Tensor | None
     ) -> Tensor:
         """The visible tokens' final embeddings [N, D]; `depth` [blocks, 2, R] scales the branches of a sample."""
-        encoder = self.encoder
-        x = embed_tokens(encoder.patch_embeddings, bank, visible, kept)
-        x = x + additive_code(encoder.composite_encodings, visible, frame)
-        for i, block in enumerate(encoder.layers()):
-            factors = None if depth is None else depth[i][:, visible.sample, None]
-            x = run_block(block, x, visible, kept=factors)
-        return encoder.norm(x)  # type: ignore[no-any-return]
+        return encode_tokens(self.encoder, bank, visible, frame, kept=kept, depth=depth)
 
     def _pool(self, encoded: Tensor, visible: Tokens) -> Tensor:
         """The projected mean of each sample's visible tokens, whatever their modality, [R, D]."""
@@ -163,9 +158,8 @@ class PretrainModel(nn.Module):
             return None, None
         device = self.encoder.norm.weight.device
         kept = draw_bands(self.config, batch.codes[0], VIEWS, len(batch), generator)
-        keep = 1 - self.config.drop_path
-        drawn = torch.rand(self.config.depth, 2, len(counts), generator=generator)
-        return {key: value.to(device) for key, value in kept.items()}, ((drawn < keep) / keep).to(device)
+        depth = draw_depth(self.config.depth, self.config.drop_path, len(counts), generator)
+        return {key: value.to(device) for key, value in kept.items()}, depth.to(device)
 
 
 def fresh_model(config: EncoderConfig, seed: int, decoder_depth: int = DEPTH) -> PretrainModel:

@@ -83,6 +83,18 @@ class Encoder(nn.Module):
         """The blocks in order."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
+    def layers_in_order(self) -> list[nn.ModuleList]:
+        """All parts of the encoder by distance from the input, for learning rates that depend on it.
+
+        Returns:
+            L + 1 groups: the embeddings with the first block, each further block, and what follows the last block
+            (spec/evaluation.md 8.4). Every parameter is in exactly one.
+        """
+        first, *others = self.layers()
+        start = nn.ModuleList([self.patch_embeddings, self.composite_encodings, first])
+        end = nn.ModuleList([self.norm, self.project_and_aggregate])
+        return [start, *(nn.ModuleList([block]) for block in others), end]
+
     def transform(self, x: Tensor, coords: Tensor | None) -> Tensor:
         """Run the blocks and the final LayerNorm.
 

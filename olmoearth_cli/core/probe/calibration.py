@@ -30,7 +30,7 @@ class Calibration:
     """A temperature, and what it does to the calibration error."""
 
     temperature: float
-    """Fitted on all samples given; 1.0 where nothing is to be calibrated."""
+    """Fitted on all samples given; 1.0 where nothing is to be calibrated, or where that would not help."""
     error_before: float
     """Expected calibration error of the scores as they are; NaN for regression."""
     error_after: float
@@ -65,7 +65,9 @@ def apply_temperature(scores: Array, temperature: float, kind: str) -> npt.NDArr
 def calibrate(scores: Array, targets: Array, parts: Array, kind: str) -> Calibration:
     """Fit a temperature to held-out scores by their negative log-likelihood.
 
-    The error afterwards is cross-fitted: each part is scaled by the temperature that the other parts ask for.
+    The error afterwards is cross-fitted: each part is scaled by the temperature that the other parts ask for. Where it
+    does not fall, the scores stay as they are: a few right classes without any vote can decide the likelihood of a
+    kNN, whose shares are nearly honest already.
 
     Args:
         scores: [N, C] or [N, C, P, P] as in `apply_temperature`, all finite, none seen in training.
@@ -85,11 +87,10 @@ def calibrate(scores: Array, targets: Array, parts: Array, kind: str) -> Calibra
         inside = part == name
         own = _fit(shares[~inside], truth[~inside]) if len(names) > 1 else temperature
         after[inside] = _scaled(shares[inside], own)
-    return Calibration(
-        temperature=temperature,
-        error_before=calibration_error(shares, truth),
-        error_after=calibration_error(after, truth),
-    )
+    error, scaled = calibration_error(shares, truth), calibration_error(after, truth)
+    if scaled >= error:
+        return Calibration(temperature=1.0, error_before=error, error_after=error)
+    return Calibration(temperature=temperature, error_before=error, error_after=scaled)
 
 
 def calibration_error(shares: Array, truth: Array, *, bins: int = BINS) -> float:

@@ -169,7 +169,8 @@ class _Keeper:
         if fit is None or (fit.val_value is not None and math.isnan(fit.val_value)):
             raise InputError(
                 f"{self.metric} is not defined on the validation samples at any learning rate. "
-                "Give validation samples with labels of every class concerned, or select by another metric."
+                "Give validation samples with labels of every class concerned, select by another metric, or lower "
+                f"the learning rate ({', '.join(f'{lr:g}' for lr in self.recipe.lrs)}): the probe may have diverged."
             )
         return replace(fit, val_last=self.last[r])
 

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from olmoearth_cli.core.probe.calibration import apply_temperature
-from olmoearth_cli.errors import InputError, ModelError, OutputError
+from olmoearth_cli.errors import InputError, ModelError, OlmoEarthError, OutputError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -138,7 +138,7 @@ def save_probe(path: Path, saved: SavedProbe) -> None:
     }
     text = json.dumps(header, ensure_ascii=False, sort_keys=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in saved.probe.state().items()}
-    _write_whole(path, save(tensors, metadata={_HEADER: text}))
+    write_whole(path, save(tensors, metadata={_HEADER: text}))
 
 
 def load_probe(path: str | os.PathLike[str]) -> SavedProbe:
@@ -160,6 +160,15 @@ def load_probe(path: str | os.PathLike[str]) -> SavedProbe:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ModelError(f"{path}: the probe in it is damaged ({reason}). {again}") from None
     return saved
+
+
+def is_probe(path: Path) -> bool:
+    """True for a file that `save_probe` made and `load_probe` reads."""
+    try:
+        load_probe(path)
+    except OlmoEarthError:
+        return False
+    return True
 
 
 def check_fits(saved: SavedProbe, *, model_id: str, weights_sha256: str, dimensions: int, patch_px: int) -> None:
@@ -265,7 +274,12 @@ def _try(saved: SavedProbe) -> None:
         raise ValueError(f"scores for {scores.shape[2]} px cells, but it was fitted on {saved.patch_px} px cells")
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
+    """Put `data` at `path` in one step: the file is there whole, or as it was before.
+
+    Raises:
+        OutputError: the system refused.
+    """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -92,13 +92,37 @@ def test_several_labels_and_pixels_are_calibrated_too() -> None:
 
 
 def test_the_error_afterwards_is_not_measured_on_what_was_fitted() -> None:
+    # Right 9 times in 10 at 0.55 in part 0, 7 times in 10 in part 1: each part's temperature suits the other badly.
+    scores = np.tile([[0.55, 0.45]], (200, 1))
+    part = np.arange(200) % 2
+    truth = (np.arange(200) // 2 % 10 >= np.where(part == 0, 9, 7)).astype(int)
+    found = calibrate(scores, truth, part, "classification")
+    assert found.error_before == pytest.approx(0.25)  # |0.55 - 0.8|
+    both = apply_temperature(scores, found.temperature, "classification")
+    assert both[0, 0] == pytest.approx(0.8, abs=0.01)
+    assert calibration_error(both, truth) < 0.01  # which is what it would be if measured on what was fitted
+    assert found.error_after == pytest.approx(0.2, abs=0.02)  # 0.7 where 0.9 are right, 0.9 where 0.7 are
+
+
+def test_a_temperature_that_raises_the_error_on_other_labels_is_not_used() -> None:
     # Part 0 is always wrong at 0.9, part 1 always right at 0.9: each part's temperature is the worst for the other.
     scores = np.tile([[0.9, 0.1]], (200, 1))
     part = np.arange(200) % 2
     found = calibrate(scores, 1 - part, part, "classification")
+    assert (found.temperature, found.error_after) == (1.0, found.error_before)
     assert found.error_before == pytest.approx(0.4)  # |0.9 - 0.5|
-    # Wrong at a confidence of about 1, and right at one of about 0.5: (1 + 0.5) / 2.
-    assert found.error_after > 0.6
+
+
+def test_honest_votes_of_few_neighbours_do_not_lose_their_confidence() -> None:
+    # 20 votes drawn from the true chances: right classes without a vote would ask for a temperature far above 1.
+    rng = np.random.default_rng(4)
+    chance = rng.dirichlet(np.full(8, 0.3), size=3000)
+    votes = rng.multinomial(20, chance) / 20
+    truth = drawn(rng, chance)
+    assert (votes[np.arange(3000), truth] == 0).sum() > 50
+    found = calibrate(votes, truth, np.arange(3000) % 5, "classification")
+    assert found.temperature == 1
+    assert found.error_after == found.error_before < 0.05
 
 
 def test_separable_or_few_samples_leave_the_scores_nearly_alone() -> None:
