@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from enum import StrEnum
 from functools import partial
 from inspect import Parameter, Signature
@@ -109,7 +109,9 @@ def to_catalogs(text: str | None) -> tuple[str, ...] | None:
 
 
 def command_of(options: type[Any], run: Callable[[Any], None], *, last: type[Any]) -> Callable[..., None]:
-    """A Typer command whose flags are the fields of a dataclass (annotated with `option`), in their order.
+    """A Typer command whose flags are the fields of a dataclass, in their order.
+
+    Fields are annotated with `option` or `typer.Argument`; one without a default must be given.
 
     Subcommands with the same flags share a base class and so say each flag once.
 
@@ -125,7 +127,12 @@ def command_of(options: type[Any], run: Callable[[Any], None], *, last: type[Any
         run(options(**values))
 
     parameters = [
-        Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+        Parameter(
+            f.name,
+            Parameter.KEYWORD_ONLY,
+            default=Parameter.empty if f.default is MISSING else f.default,
+            annotation=hints[f.name],
+        )
         for f in sorted(fields(options), key=lambda f: f.name in tail)
     ]
     command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,29 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def publish(part: Path, out: Path) -> None:
+    """Move a finished file or folder to its place in one step; a folder that is in the way is replaced.
+
+    Raises:
+        OutputError: the system refused.
+    """
+    aside = out.with_name(f".{out.name}.{secrets.token_hex(4)}{PART}")
+    try:
+        if part.is_dir():
+            os.sync()  # its files may be many: one call for all
+            if out.is_dir():
+                out.rename(aside)  # no system call replaces a folder that holds files
+        else:
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        part.replace(out)
+        _sync_folder(out.parent)
+        if aside.is_dir():
+            shutil.rmtree(aside)
+    except OSError as error:
+        raise output_error(out, error) from error
 
 
 def _sync_folder(folder: Path) -> None:

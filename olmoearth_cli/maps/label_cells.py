@@ -25,6 +25,7 @@ LEFT_OUT = {
     "shared": "{n} cells hold several labels; each is one sample",
     "ties": "{n} cells left out: their labels divide evenly between classes",
     "overlaps": "{n} cells lie where labels of different targets overlap; nothing is learned from the overlap",
+    "blind": "{n} cells under polygons left out: the map has no data there",
     "narrow": "{n} polygons on the map give no cell: they hold no cell's centre",
 }
 """What a search leaves out or joins -> note."""
@@ -181,7 +182,7 @@ def _no_cell(table: LabelTable, embeddings: EmbeddingMap, search: Search) -> Inp
         why = "; ".join(_notes(search.tally, table.kind)) or "none covers half of a cell"
         return InputError(
             f"{table.source}: {on_map} labels lie on the map, but no cell gets a target from them ({why}). "
-            "Give larger polygons, or points."
+            "Give larger polygons, or points, where the map has data."
         )
     bounds = _bounds(table)
     hint = " Are longitude and latitude swapped?" if _would_fit_swapped(table, there) else ""

@@ -131,7 +131,9 @@ def _read_table(file: Path) -> GeoDataFrame:
         table = pd.read_csv(
             file, sep=separator, encoding="utf-8-sig", low_memory=False, keep_default_na=False, na_values=list(MISSING)
         )
-    except (OSError, UnicodeError, ValueError, pd.errors.ParserError) as error:
+    except UnicodeError:
+        raise InputError(f"{file}: is no UTF-8 text. Save it again as CSV UTF-8 (in Excel: `CSV UTF-8`).") from None
+    except (OSError, ValueError, pd.errors.ParserError) as error:
         raise _unreadable(file, error) from None
     x, y = _coordinate_columns(table, file)
     lon, lat = (_numbers(table[name], file) for name in (x, y))

@@ -49,12 +49,13 @@ class Ground:
         rows, cols = box.row0 // p + numbers // width, box.col0 // p + numbers % width
         return np.stack([np.full_like(numbers, box.epsg), rows, cols], axis=-1)
 
-    def own(self, box: PixelBox, marks: Marks) -> Marks:
-        """The marks on cells with a vector, and on ground that no tile of another zone covers better.
+    def seen(self, box: PixelBox, marks: Marks) -> Marks:
+        """The marks on cells with a vector: no sample is spent on cells without data."""
+        with_data = read_seen(next(tile for tile in self.tiles if tile.box == box))
+        return marks.take(with_data.ravel()[marks.cell])
 
-        So no sample is spent on cells without data, and no ground counts twice at a zone's border.
-        """
-        marks = marks.take(self._seen(box).ravel()[marks.cell])
+    def own(self, box: PixelBox, marks: Marks) -> Marks:
+        """The marks on ground that no tile of another zone covers better: none counts twice at a zone's border."""
         if len({tile.box.epsg for tile in self.tiles}) == 1:
             return marks
         numbers, member = np.unique(marks.cell, return_inverse=True)
@@ -67,9 +68,6 @@ class Ground:
         keep = np.ones(len(numbers), dtype=np.bool_)
         keep[foreign[elsewhere]] = False
         return marks.take(keep[member])
-
-    def _seen(self, box: PixelBox) -> npt.NDArray[np.bool_]:
-        return read_seen(next(tile for tile in self.tiles if tile.box == box))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -114,7 +112,8 @@ class Search:
                 found = np.asarray(pixels.data[row, col])
                 code = found.astype(np.float64) if table.kind == "regression" else np.searchsorted(values, found)
                 marks = _marks(code, np.zeros(len(row), dtype=np.int64), row, col, steps=p, width=tile.box.width)
-                yield self._found(tile.box, self.ground.own(tile.box, well_covered(marks, p * p)))
+                marks = self.ground.seen(tile.box, well_covered(marks, p * p))
+                yield self._found(tile.box, self.ground.own(tile.box, marks))
 
     def _shapes(self) -> Iterator[Found]:
         """Cells of points and polygons."""
@@ -151,7 +150,9 @@ class Search:
         source = labels[polygon]
         marked[source] = True
         marks = _marks(self.codes[source], source, row, col, steps=steps, width=box.width // p * steps)
-        marks, lost = without_overlaps(self.ground.own(box, marks), steps * steps)
+        seen = self.ground.seen(box, marks)
+        self.tally["blind"] += len(np.unique(marks.cell)) - len(np.unique(seen.cell))
+        marks, lost = without_overlaps(self.ground.own(box, seen), steps * steps)
         self.tally["overlaps"] += lost
         if self.table.kind == "segmentation":
             return well_covered(marks, steps * steps)

@@ -17,6 +17,7 @@ from rasterio.windows import Window
 from olmoearth_cli.errors import InputError
 from olmoearth_cli.geo.grid import PIXEL_M, PixelBox
 from olmoearth_cli.maps.cell_keys import holders
+from olmoearth_cli.maps.cog import block_side
 from olmoearth_cli.maps.footprint import from_lonlat
 from olmoearth_cli.maps.map_spec import MapSpec
 from olmoearth_cli.maps.tile_files import QUALITY, TileEntry
@@ -34,6 +35,27 @@ def read_cells(spec: MapSpec, path: Path, cells: Cells) -> Vectors:
     """
     with _opened(path) as source:
         return _decoded(spec, _stored(source, cells))
+
+
+def read_stored(path: Path, cells: Cells) -> npt.NDArray[Any]:
+    """[Y, X, D] of some cells of a finished tile as the file holds them: codes of an int8 map.
+
+    Raises:
+        InputError: the file is gone or damaged.
+    """
+    with _opened(path) as source:
+        return _stored(source, cells)
+
+
+def blocks_of(spec: MapSpec, box: PixelBox) -> list[Cells]:
+    """Rows and columns of the blocks in which a tile's file is stored, row by row."""
+    height, width = spec.shape(box)
+    side = block_side(spec.dimensions, np.dtype(spec.dtype).itemsize, max(height, width))
+    return [
+        (slice(i, min(i + side, height)), slice(j, min(j + side, width)))
+        for i in range(0, height, side)
+        for j in range(0, width, side)
+    ]
 
 
 @contextmanager

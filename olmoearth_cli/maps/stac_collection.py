@@ -30,7 +30,7 @@ MLM = "https://stac-extensions.github.io/mlm/v1.5.2/schema.json"
 USES = ["classification", "segmentation", "retrieval", "similarity_search"]
 """What the vectors of a trained model serve; demo weights serve nothing."""
 
-_SOURCES = {
+SOURCES = {
     "sentinel2_l2a": (
         "Copernicus Sentinel-2",
         "https://sentinels.copernicus.eu/web/sentinel/missions/sentinel-2",
@@ -115,7 +115,7 @@ def _providers(spec: MapSpec) -> list[dict[str, Any]]:
         "roles": ["producer"],
         "url": "https://allenai.org/olmoearth",
     }
-    known = [_SOURCES[m] for m in spec.modalities if m in _SOURCES]
+    known = [SOURCES[m] for m in spec.modalities if m in SOURCES]
     return [made, model, *({"name": name, "roles": ["licensor"], "url": url} for name, url in known)]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from olmoearth_cli import __version__
-from olmoearth_cli.errors import GuardError, RunError
+from olmoearth_cli.errors import RunError
 from olmoearth_cli.geo.periods import stamps
 from olmoearth_cli.geo.tiles import Tile
 from olmoearth_cli.maps import run_record
@@ -24,21 +24,14 @@ from olmoearth_cli.maps.embedding_map import MapSpec, finish_map, tile_states, w
 from olmoearth_cli.maps.seam import SeamSums
 from olmoearth_pipelines.cluster import TILES_IN_FLIGHT, check_folder, connect, local_cores
 from olmoearth_pipelines.fanout import Lost, fan_out
-from olmoearth_pipelines.guard import GuardReport, check_scenes
+from olmoearth_pipelines.guard import GuardReport
+from olmoearth_pipelines.guarded import guard_table
 from olmoearth_pipelines.models import check_device, open_model
 from olmoearth_pipelines.request import EmbedRequest, Note, Prepared, prepare
-from olmoearth_pipelines.scene import Scene
 from olmoearth_pipelines.stac import SceneTable
 from olmoearth_pipelines.tile_job import TileJob, Work, run_tile
 
 __all__ = ["EmbedRequest", "Prepared", "RunSummary", "TileReport", "prepare", "run"]
-
-GUARDED_SCENES = 200
-"""Scenes per modality that the guard looks at; evenly spread where a region has more."""
-
-
-GUARD_THREADS = 16
-"""Small reads side by side: they wait for the network more than they work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +92,8 @@ def run(prepared: Prepared, note: Note, warn: Note) -> Iterator[TileReport | Run
     table = prepared.table
     for line in table.notes():
         note(line)
-    guard = _guard(prepared, table, warn)
+    boxes = [tile.box for tile in prepared.grid.tiles]
+    guard = guard_table(table, boxes, mode=request.guard, warn=warn)
     run_record.start(folder, prepared.settings, overwrite=request.overwrite)
     run_record.write_text(folder / "scenes.json", table.to_json())
     spec = _map_spec(prepared, model, table)
@@ -115,29 +109,6 @@ def run(prepared: Prepared, note: Note, warn: Note) -> Iterator[TileReport | Run
     seconds = time.monotonic() - started
     share = None if request.scheduler or not todo else encoding / seconds / request.workers
     yield _record(prepared, spec, guard, replace(summary, seconds=round(seconds, 2), encoder_share=share))
-
-
-def _guard(prepared: Prepared, table: SceneTable, warn: Note) -> GuardReport | None:
-    if prepared.request.guard == "off":
-        return None
-    chosen: dict[str, dict[str, Scene]] = {}
-    for selection in table.selections:
-        for scene in selection.scenes[: selection.accepted]:
-            chosen.setdefault(scene.modality, {})[scene.id] = scene
-    scenes = []
-    for members in chosen.values():
-        every = sorted(members.values(), key=lambda scene: (scene.acquired, scene.id))
-        step = max(1, -(-len(every) // GUARDED_SCENES))
-        scenes += every[::step]
-    report = check_scenes(scenes, boxes=[tile.box for tile in prepared.grid.tiles], threads=GUARD_THREADS)
-    for line in report.warnings:
-        warn(line)
-    if report.contradictions and prepared.request.guard == "strict":
-        more = f" ({len(report.contradictions) - 1} more scenes)" if len(report.contradictions) > 1 else ""
-        raise GuardError(report.contradictions[0] + more)
-    for line in report.contradictions:
-        warn(line)
-    return report
 
 
 def _map_spec(prepared: Prepared, model: Any, table: SceneTable) -> MapSpec:

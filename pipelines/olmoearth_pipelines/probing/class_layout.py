@@ -17,12 +17,15 @@ import numpy.typing as npt
 
 from olmoearth_cli.geo.grid import PIXEL_M
 from olmoearth_cli.maps.map_spec import MapSpec
+from olmoearth_cli.maps.merge import Form
 
 if TYPE_CHECKING:
     from olmoearth_cli.core.probe.saved import SavedProbe
 
 Array = npt.NDArray[Any]
 Colour = tuple[int, int, int]
+WINDOW = 512
+"""Side of a class map's blocks, and of what is merged at once."""
 PERCENT = 0.01
 """GDAL scale of a band in percent: what is read times this is a probability."""
 
@@ -102,13 +105,27 @@ class Layout:
         """True where band 1 holds class ids and band 2 the confidence."""
         return self.kind in {"classification", "segmentation"}
 
+    @property
+    def form(self) -> Form:
+        """The bands as they are written. A class and its confidence stay together in overviews, as one cell's."""
+        return Form(
+            names=self.bands,
+            dtype=self.dtype,
+            nodata=self.nodata,
+            scales=self.scales,
+            offsets=(0.0,) * len(self.bands),
+            block=WINDOW,
+            window=WINDOW,
+            averaged=not self.has_classes,
+        )
+
     def empty(self, height: int, width: int) -> Array:
         """[bands, height, width] without data."""
-        return np.full((len(self.bands), height, width), self.nodata, dtype=self.dtype)
+        return self.form.empty(height, width)
 
     def has_data(self, values: Array) -> npt.NDArray[np.bool_]:
         """True where band 1 of [bands, ...] holds data."""
-        return np.isfinite(values[0]) if np.isnan(self.nodata) else values[0] != self.nodata
+        return self.form.has_data(values)
 
 
 def check_probe(saved: SavedProbe, spec: MapSpec) -> None:

@@ -21,12 +21,22 @@ from rasterio.errors import RasterioError
 
 from olmoearth_cli.errors import InputError, OutputError, RunError
 from olmoearth_cli.maps.embedding_map import EmbeddingMap
-from olmoearth_cli.maps.files import file_sha256, output_error, read_json, remove, write_bytes, write_json, write_text
+from olmoearth_cli.maps.files import (
+    file_sha256,
+    output_error,
+    publish,
+    read_json,
+    remove,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from olmoearth_cli.maps.merge import check_zones
 from olmoearth_cli.maps.tile_files import TileEntry
 from olmoearth_pipelines.cluster import TILES_IN_FLIGHT, check_folder, connect, local_cores
 from olmoearth_pipelines.fanout import Lost, fan_out
 from olmoearth_pipelines.probing.class_layout import Layout, aux_xml, check_probe, layout_of, tags
-from olmoearth_pipelines.probing.class_merge import check_zones, merge, place, publish
+from olmoearth_pipelines.probing.class_merge import merge, place
 from olmoearth_pipelines.probing.class_tile import PROBE, ClassJob, ClassWork, classify_tile, tile_path
 
 FORMAT = 1
@@ -94,7 +104,7 @@ def write_class_map(
     out = Path(out).absolute()
     saved = load_probe(probe_file)
     check_probe(saved, emap.spec)
-    check_zones(emap.tiles)
+    check_zones(emap.tiles, "Map the region in parts no wider than five zones and make a class map of each.")
     layout = layout_of(saved, emap.spec.patch_px)
     settings = _settings(emap, probe_file)
     work = out.with_name(f".{out.name}.work")
@@ -134,27 +144,42 @@ def _fingerprint(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
+def made_by(out: Path, *, overwrite: bool) -> str | None:
+    """Fingerprint of the class map that is there; None where there is nothing, or it may be overwritten.
+
+    Raises:
+        OutputError: something else is there, and may not be overwritten.
+    """
+    if not out.exists():
+        return None
+    if not out.is_file():
+        raise OutputError(f"{out}: is a folder. Name a file, for example {out / 'classes.tif'}.")
+    if overwrite:
+        return None
+    try:
+        with rasterio.open(out) as source:
+            found = source.tags().get(SETTINGS_TAG)
+    except RasterioError:
+        found = None
+    if found is None:
+        raise _in_the_way(out, "no class map")
+    return str(found)
+
+
 def _is_finished(out: Path, fingerprint: str, *, overwrite: bool) -> bool:
     """True where the output is this class map already.
 
     Raises:
         OutputError: something else is there, and may not be overwritten.
     """
-    if not out.exists():
-        return False
-    if not out.is_file():
-        raise OutputError(f"{out}: is a folder. Name a file, for example {out / 'classes.tif'}.")
-    if overwrite:
-        return False
-    try:
-        with rasterio.open(out) as source:
-            made_by = source.tags().get(SETTINGS_TAG)
-    except RasterioError:
-        made_by = None
-    if made_by == fingerprint:
-        return True
-    what = "no class map" if made_by is None else "a class map made with another probe or from other tiles"
-    raise OutputError(f"{out}: is there already and is {what}. Choose another file, or replace it with --overwrite.")
+    found = made_by(out, overwrite=overwrite)
+    if found not in (None, fingerprint):
+        raise _in_the_way(out, "a class map made with another probe or from other tiles")
+    return found is not None
+
+
+def _in_the_way(out: Path, what: str) -> OutputError:
+    return OutputError(f"{out}: is there already and is {what}. Choose another file, or replace it with --overwrite.")
 
 
 def _start(work: Path, settings: dict[str, Any], probe_file: Path) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from olmoearth_cli.geo.grid import PixelBox
-from olmoearth_cli.maps.cog import Raster, block_side, cog_bytes
+from olmoearth_cli.maps.cog import Raster, cog_bytes
 from olmoearth_cli.maps.files import write_bytes
 from olmoearth_cli.maps.map_spec import MapSpec
-from olmoearth_cli.maps.reading import Cells, read_cells
+from olmoearth_cli.maps.reading import Cells, blocks_of, read_cells
 from olmoearth_pipelines.cluster import local_cores
 from olmoearth_pipelines.probing.class_layout import Array, encode, layout_of
 
@@ -108,17 +108,6 @@ def classify_tile(job: ClassJob) -> str:
     )
     write_bytes(tile_path(Path(job.work.folder), job.tile), cog_bytes(raster))
     return job.tile
-
-
-def blocks_of(spec: MapSpec, box: PixelBox) -> list[Cells]:
-    """Rows and columns of the blocks in which a tile's file is stored, row by row."""
-    height, width = spec.shape(box)
-    side = block_side(spec.dimensions, np.dtype(spec.dtype).itemsize, max(height, width))
-    return [
-        (slice(i, min(i + side, height)), slice(j, min(j + side, width)))
-        for i in range(0, height, side)
-        for j in range(0, width, side)
-    ]
 
 
 def _score_block(resident: Resident, spec: MapSpec, path: Path, cells: Cells) -> Array:

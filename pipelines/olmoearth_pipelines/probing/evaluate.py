@@ -59,7 +59,7 @@ class LinearMethod:
 
 @dataclass(frozen=True, kw_only=True)
 class MajorityMethod:
-    """The least that a probe has to beat: answers from the training labels alone, blind to the vectors."""
+    """The least that a probe has to beat: the labels' shares or mean alone, blind to the vectors."""
 
     name = "majority"
 
@@ -224,7 +224,10 @@ def _answer(samples: Samples, folds: Folds, fold: int, method: Method, *, metric
     """Learn without a fold, and answer for it."""
     learnt, tested = folds.sides(fold)
     if isinstance(method, MajorityMethod):
-        return _Answers(scores=_blind(samples, learnt, int(tested.sum())))
+        # Of all labels in cross-validation: a class that is rare in a fold is common outside it, so the shares of the
+        # other folds alone answer worse than chance (0.05 instead of 0.17 on eight even classes in blocks).
+        known = learnt if folds.fixed else learnt | tested
+        return _Answers(scores=_blind(samples, known, int(tested.sum())))
     if isinstance(method, KnnMethod):
         return _knn(samples, learnt, tested, method)
     chooses = folds.validation(fold)
@@ -267,9 +270,9 @@ def _linear(
     return _Answers(scores=scores, lr=fit.lr, epoch=fit.epoch, value=fit.val_value, notes=notes)
 
 
-def _blind(samples: Samples, learnt: Mask, count: int) -> npt.NDArray[np.float32]:
-    """Shares of the classes, or the mean value, of the training labels: the same answer for every sample."""
-    targets = samples.targets[learnt]
+def _blind(samples: Samples, known: Mask, count: int) -> npt.NDArray[np.float32]:
+    """Shares of the classes, or the mean value, of the known labels: the same answer for every sample."""
+    targets = samples.targets[known]
     if samples.kind == "regression":
         return np.full(count, targets.mean(), dtype=np.float32)
     if samples.kind == "multilabel":

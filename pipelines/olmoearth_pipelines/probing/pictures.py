@@ -38,7 +38,9 @@ def label_marks(emap: EmbeddingMap, samples: Samples) -> list[tuple[float, float
     ids = samples.targets[::step] if samples.kind == "classification" else np.zeros(len(lonlat), dtype=np.int64)
     with rasterio.open(path) as source:
         x, y = Transformer.from_crs(4326, source.crs, always_xy=True).transform(lonlat[:, 0], lonlat[:, 1])
-        col, row = ~source.transform * (np.asarray(x), np.asarray(y))
+        inverse = ~source.transform
+        x, y = np.asarray(x), np.asarray(y)
+        col, row = inverse.a * x + inverse.b * y + inverse.c, inverse.d * x + inverse.e * y + inverse.f
         across, down = col / source.width, row / source.height
     inside = (across >= 0) & (across <= 1) & (down >= 0) & (down <= 1)
     return [(float(a), float(b), int(c)) for a, b, c in zip(across[inside], down[inside], ids[inside], strict=True)]

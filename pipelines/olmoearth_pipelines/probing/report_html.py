@@ -55,6 +55,15 @@ PAIRS_FROM = 10
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
+_MARK = '<meta name="generator" content="olmoearth probe">'
+
+
+def is_report(path: Path) -> bool:
+    """True for a page that `write_report` made."""
+    with path.open("rb") as file:
+        return _MARK.encode() in file.read(4096)
+
+
 def render(
     report: Report,
     *,
@@ -94,6 +103,7 @@ def render(
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"{_MARK}"
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(section for section in sections if section)

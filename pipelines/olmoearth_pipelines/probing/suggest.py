@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from olmoearth_cli.errors import InputError
 from olmoearth_cli.maps.embedding_map import EmbeddingMap
-from olmoearth_cli.maps.files import write_json
+from olmoearth_cli.maps.files import read_json, write_json
 from olmoearth_cli.maps.footprint import to_lonlat
-from olmoearth_cli.maps.reading import Cells, read_cells
+from olmoearth_cli.maps.reading import Cells, blocks_of, read_cells
 from olmoearth_cli.maps.tile_files import TileEntry
 from olmoearth_pipelines.probing.class_layout import check_probe
-from olmoearth_pipelines.probing.class_tile import STEP, blocks_of
+from olmoearth_pipelines.probing.class_tile import STEP
 
 if TYPE_CHECKING:
     from olmoearth_cli.core.probe.saved import SavedProbe
@@ -44,6 +45,8 @@ LEAST = 1e-3
 """Added to worth and to distance: where one is zero for all cells, the other decides."""
 EARTH_M = 6_371_008.8
 """Mean radius."""
+OWN_FIELDS = frozenset({"rank", "predicted", "confidence", "score", "reason", "fid", "id"})
+"""What a suggestion holds before anyone labels it, and the numbers that a GIS adds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +127,27 @@ def where_to_label(
     ]
 
 
+def check_not_filled_in(path: Path, *, label_field: str) -> None:
+    """Refuse to write suggestions over labels: earlier ones that were filled in since, or another file.
+
+    Raises:
+        InputError: says how many labels would be lost.
+    """
+    if not path.exists():
+        return
+    own = OWN_FIELDS - {label_field}
+    try:
+        rows = [feature["properties"].items() for feature in read_json(path)["features"]]
+        filled = sum(any(name not in own and value not in (None, "") for name, value in row) for row in rows)
+    except (InputError, AttributeError, KeyError, TypeError):
+        raise InputError(f"{path}: is not what --where-to-label wrote. Move or rename it.") from None
+    if filled:
+        raise InputError(
+            f"{path}: {filled} of its {len(rows)} places have been labelled; --where-to-label would overwrite them. "
+            "Rename the file, for example to more-labels.geojson."
+        )
+
+
 def write_suggestions(path: Path, suggestions: list[Suggestion], *, label_field: str) -> None:
     """Write GeoJSON points, ordered by use, with an empty `label_field` to fill in.
 
@@ -141,7 +165,8 @@ def write_suggestions(path: Path, suggestions: list[Suggestion], *, label_field:
                 "confidence": s.confidence,
                 "score": s.score,
                 "reason": s.reason,
-            },
+            }
+            | {label_field: None},  # empty even where it has the name of one of the others
         }
         for rank, s in enumerate(suggestions, start=1)
     ]

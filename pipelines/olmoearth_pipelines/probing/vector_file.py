@@ -42,12 +42,17 @@ def read_vectors(
         InputError: not readable, no vectors, lengths that differ, or labels that cannot be used.
     """
     vectors, columns, lonlat = _read(path)
-    targets = targets_of(_attributes(columns), source=str(path), field=field, task=kind)
+    attributes = _attributes(columns)
+    if field is None and list(attributes) == ["y"]:
+        field = "y"  # numpy.savez(X=..., y=...): no coordinate
+    targets = targets_of(attributes, source=str(path), field=field, task=kind)
     finite = np.isfinite(vectors).all(axis=1)
     kept = targets.kept & finite
     if not kept.any():
         raise InputError(f"{path}: no row has both a label and a vector of finite numbers.")
     notes = list(targets.notes)
+    if lonlat is not None and not _on_earth(lonlat[kept]):
+        raise InputError(f"{path}: its positions are no longitudes and latitudes in degrees. Mend or drop them.")
     if (targets.kept & ~finite).any():
         notes.append(f"{int((targets.kept & ~finite).sum())} of {len(vectors)} rows with NaN vectors left out")
     split = None
@@ -124,7 +129,13 @@ def _points(table: pd.DataFrame, path: Path) -> npt.NDArray[np.float64] | None:
         return None
     import geopandas
 
-    frame = geopandas.read_parquet(path, columns=["geometry"]).to_crs(4326)
+    try:
+        frame = geopandas.read_parquet(path, columns=["geometry"]).to_crs(4326)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--vectors {path}: its column geometry is no GeoParquet ({str(error).splitlines()[0]}). "
+            "Save it with geopandas, or drop the column and give lon and lat."
+        ) from None
     middle = frame.geometry.representative_point()
     return np.column_stack([middle.x, middle.y])
 
@@ -143,8 +154,14 @@ def _places(columns: pd.DataFrame) -> npt.NDArray[np.float64] | None:
     by_name = {str(name).casefold(): name for name in columns}
     for lon, lat in PLACES:
         if lon in by_name and lat in by_name:
-            return columns[[by_name[lon], by_name[lat]]].to_numpy(dtype=np.float64)
+            place = columns[[by_name[lon], by_name[lat]]]
+            return place.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
     return None
+
+
+def _on_earth(lonlat: npt.NDArray[Any]) -> bool:
+    """False for values that are no numbers, or no degrees."""
+    return lonlat.dtype.kind in "fiu" and bool((np.abs(lonlat) <= (180, 90)).all())
 
 
 def _attributes(columns: pd.DataFrame) -> pd.DataFrame:
