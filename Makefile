@@ -20,7 +20,8 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	# The oracle package orders modalities by hash (spec/model.md G1): the seed is part of the test.
-	PYTHONHASHSEED=0 $(BIN)/python -m pytest -q
+	# Files side by side: most tests wait for a program to start.
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP)
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest -q -m slow

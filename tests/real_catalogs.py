@@ -31,6 +31,10 @@ TERRAMESH = DATA / "s2-s1-lulc-terramesh"
 TERRAMESH_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 TERRAMESH_TILES = {"433D_629L_3_1": "18HYB", "637U_59R_1_3": "32VNJ", "38D_378R_2_3": "36MXB"}
 """Chip -> MGRS tile of its middle."""
+LEIPZIG = DATA / "s2-leipzig-landcover-points"
+LEIPZIG_BANDS = ("B02", "B03", "B04", "B06", "B07", "B08", "B11")
+LEIPZIG_DAY = "2018-07-15"
+"""The source states no date; some midsummer day has to stand for it."""
 
 Item = dict[str, Any]
 
@@ -121,6 +125,18 @@ def terramesh(folder: Path, chip: str) -> tuple[Path, Path]:
         hrefs = _write_power(folder / SENTINEL1 / name, source)
     items.append(_item(SENTINEL1, name, facts["s1_datetime"], geometry, hrefs, _radar(1), epsg=epsg))
     return _catalog(folder, items), _region(folder, region)
+
+
+def leipzig(folder: Path) -> tuple[Path, Path]:
+    """One scene of 1.5 x 2.1 km with seven bands; `LEIPZIG_DAY` and the baseline 02.14 (no offset) are assumed."""
+    name = f"S2A_MSIL2A_{LEIPZIG_DAY.replace('-', '')}_leipzig"
+    with rasterio.open(LEIPZIG / "leipzig_s2.tif") as source:
+        bands = dict(zip(LEIPZIG_BANDS, source.read(), strict=True))
+        hrefs = _write_bands(folder / SENTINEL2 / name, bands, source, dtype="uint16", nodata=0)
+        geometry = _lonlat(source)
+    when, properties = f"{LEIPZIG_DAY}T10:20:00Z", _optical("32UQC", "02.14")
+    item = _item(SENTINEL2, name, when, geometry, hrefs, properties, epsg=32632)
+    return _catalog(folder, [item]), _region(folder, geometry)
 
 
 # --- pixels -------------------------------------------------------------------------------------------------

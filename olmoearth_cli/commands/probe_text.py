@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 WIDEST_MATRIX = 12
 """Classes up to which the confusion matrix is printed; `--report` draws larger ones."""
+LONGEST_NAME = 40
+"""Letters of a class name that a table on the terminal shows."""
 METHODS = {"knn": "kNN", "linear": "linear probe"}
 
 
@@ -58,7 +60,7 @@ def _comparison(report: ProbeReport) -> str:
 
 def _classes(report: ProbeReport) -> str:
     rows = [
-        (str(row["name"]), str(row["support"]), *(_figure(row[name]) for name in ("precision", "recall", "f1")))
+        (_short(row["name"]), str(row["support"]), *(_figure(row[name]) for name in ("precision", "recall", "f1")))
         for row in report.per_class
     ]
     return table(("class", "tested", "precision", "recall", "F1"), rows)
@@ -66,10 +68,9 @@ def _classes(report: ProbeReport) -> str:
 
 def _matrix(report: ProbeReport) -> str:
     assert report.confusion is not None
-    rows = [
-        (name, *(str(count) for count in row)) for name, row in zip(report.class_names, report.confusion, strict=True)
-    ]
-    return table(("true \\ predicted", *report.class_names), rows)
+    names = [_short(name) for name in report.class_names]
+    rows = [(name, *(str(count) for count in row)) for name, row in zip(names, report.confusion, strict=True)]
+    return table(("true \\ predicted", *names), rows)
 
 
 def _written(report: ProbeReport) -> str:
@@ -86,6 +87,10 @@ def _written(report: ProbeReport) -> str:
         if path:
             lines.append(f"{what}: {path}")
     return "\n".join(lines)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _figure(value: float | None) -> str:

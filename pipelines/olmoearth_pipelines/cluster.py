@@ -55,7 +55,8 @@ def connect(*, workers: int, scheduler: str | None, scratch: Path) -> Iterator[C
                 n_workers=workers,
                 threads_per_worker=TILES_IN_FLIGHT,
                 processes=True,
-                dashboard_address=None,
+                # None would still serve HTTP, on port 8787 of all interfaces, and warn where that is taken.
+                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                 local_directory=str(scratch),
                 silence_logs=logging.CRITICAL,
             ) as cluster,

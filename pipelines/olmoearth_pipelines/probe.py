@@ -1,12 +1,11 @@
 """The probe road: labels and a map (or bare vectors) -> honest figures -> a fitted probe and what it makes.
 
-Everything that can be refused (map, labels, field, split) is refused before anything is written; the files
-asked for (`save`, `predict`, ...) are written after the figures are known, each whole or not at all.
+What can be refused (map, labels, field, split, another file in an output's place) is refused before anything is
+learnt; the files asked for (`save`, `predict`, ...) are written after the figures are known, each whole or not at all.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -18,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from olmoearth_cli import __version__
-from olmoearth_cli.core.probe.saved import SavedProbe, save_probe
-from olmoearth_cli.errors import InputError
+from olmoearth_cli.core.probe.saved import SavedProbe, is_probe, save_probe
+from olmoearth_cli.errors import InputError, OutputError
 from olmoearth_cli.maps.embedding_map import EmbeddingMap
+from olmoearth_cli.maps.files import remove
 from olmoearth_cli.maps.label_cells import cells_of
 from olmoearth_cli.maps.labels import read_labels
 from olmoearth_pipelines.cube import ReadError
-from olmoearth_pipelines.probing.class_map import ClassMapSummary, ClassTile, write_class_map
+from olmoearth_pipelines.probing.class_map import ClassMapSummary, ClassTile, made_by, write_class_map
 from olmoearth_pipelines.probing.evaluate import (
     Evaluation,
     LinearMethod,
@@ -35,10 +35,11 @@ from olmoearth_pipelines.probing.evaluate import (
 )
 from olmoearth_pipelines.probing.outcome import Origin, ProbeReport, compose
 from olmoearth_pipelines.probing.raw_bands import available, raw_vectors, reads_of
+from olmoearth_pipelines.probing.report_html import is_report, write_report
 from olmoearth_pipelines.probing.samples import Samples
 from olmoearth_pipelines.probing.sources import SUGGESTIONS, find_labels, find_map
 from olmoearth_pipelines.probing.splits import Folds, make_folds
-from olmoearth_pipelines.probing.suggest import where_to_label, write_suggestions
+from olmoearth_pipelines.probing.suggest import check_not_filled_in, where_to_label, write_suggestions
 from olmoearth_pipelines.probing.vector_file import read_vectors
 
 Note = Callable[[str], None]
@@ -102,11 +103,14 @@ class Loaded:
 def run(request: ProbeRequest, note: Note) -> Iterator[ClassTile | ProbeReport]:
     """Probe; yields a report per tile while a class map is made, and the result at the end.
 
+    Where files are to be made the figures come first: they are worth having even if a file cannot be written.
+
     Raises:
         OlmoEarthError: what cannot go on, and what to do.
     """
     _check(request)
     loaded = _load(request, note)
+    _check_against(loaded, request)
     started = time.perf_counter()
     samples = loaded.samples
     if isinstance(request.method, LinearMethod) and request.grow_batch:
@@ -132,6 +136,8 @@ def run(request: ProbeRequest, note: Note) -> Iterator[ClassTile | ProbeReport]:
         command=request.command,
         seconds=round(time.perf_counter() - started, 3),
     )
+    if request.save or request.predict or request.where_to_label or request.report:
+        yield report
     yield from _products(request, loaded, judged, report)
 
 
@@ -157,6 +163,28 @@ def _check(request: ProbeRequest) -> None:
             raise InputError(f"{flag} {path}: give a name that ends in {ending}.")
         if path is not None and path.is_dir():
             raise InputError(f"{flag} {path}: is a folder. Give a file's name.")
+    if request.predict is not None:
+        made_by(request.predict, overwrite=request.overwrite)
+    if not request.overwrite:
+        _check_own(request.save, is_probe, "probe")
+        _check_own(request.report, is_report, "report")
+
+
+def _check_own(path: Path | None, is_ours: Callable[[Path], bool], what: str) -> None:
+    """Refuse to replace a file that is not of the kind that we would write there."""
+    if path is not None and path.exists() and not is_ours(path):
+        raise OutputError(
+            f"{path}: is there already and is no {what} of this program. Choose another name, or --overwrite."
+        )
+
+
+def _check_against(loaded: Loaded, request: ProbeRequest) -> None:
+    """What depends on the labels."""
+    kind = loaded.samples.kind
+    if isinstance(request.method, LinearMethod) and request.method.recipe.dice and kind != "segmentation":
+        raise InputError(f"--dice is for --task segmentation, not for {kind}. Leave it out.")
+    if request.where_to_label:
+        check_not_filled_in(Path(SUGGESTIONS), label_field=loaded.origin.field)
 
 
 def _load(request: ProbeRequest, note: Note) -> Loaded:
@@ -321,28 +349,16 @@ def _saved(request: ProbeRequest, loaded: Loaded, judged: Evaluation, report: Pr
 
 def _predict(request: ProbeRequest, emap: EmbeddingMap, saved: SavedProbe) -> Iterator[ClassTile | ClassMapSummary]:
     assert request.predict is not None
-    with tempfile.TemporaryDirectory(prefix=".probe-", dir=_parent(request.predict)) as scratch:
-        # Beside the output, not in /tmp: workers of a cluster must see it.
-        file = Path(scratch) / "probe.safetensors"
-        save_probe(file, saved)
-        yield from write_class_map(
-            emap,
-            file,
-            request.predict,
-            workers=request.workers,
-            scheduler=request.scheduler,
-            overwrite=request.overwrite,
-        )
-
-
-def _parent(path: Path) -> Path:
-    from olmoearth_cli.maps.files import output_error
-
+    out = request.predict.absolute()
+    # Beside the output, not in /tmp: workers of a cluster must see it. A run after a killed one takes its place.
+    file = out.with_name(f".{out.name}.probe")
     try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(path, error) from error
-    return path.absolute().parent
+        save_probe(file, replace(saved, facts={}))  # figures change no pixel: the same map, with or without them
+        yield from write_class_map(
+            emap, file, out, workers=request.workers, scheduler=request.scheduler, overwrite=request.overwrite
+        )
+    finally:
+        remove(file)
 
 
 def _prediction(summary: ClassMapSummary) -> dict[str, Any]:
@@ -352,7 +368,6 @@ def _prediction(summary: ClassMapSummary) -> dict[str, Any]:
 
 def _write_page(path: Path, report: ProbeReport, loaded: Loaded) -> None:
     from olmoearth_pipelines.probing.pictures import class_map_png, label_marks, preview_png
-    from olmoearth_pipelines.probing.report_html import write_report
 
     emap, samples = loaded.emap, loaded.samples
     write_report(

@@ -1,7 +1,7 @@
 """stdout, stderr and exit codes of what needs no imagery."""
 
 import json
-import time
+import resource
 
 import pytest
 
@@ -11,12 +11,14 @@ from tests.roads.conftest import olmoearth
 def test_help_is_fast_and_ends_with_an_example():
     times = []
     for _ in range(5):
-        begin = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = olmoearth("--help")
-        times.append(time.perf_counter() - begin)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert done.code == 0
     assert "olmoearth embed --aoi region.geojson" in done.out
-    assert min(times) < 0.6, "0.3 s is the target on a quiet machine (benchmarks/startup.py); tests share theirs"
+    # Processor time: other tests run beside this one. 0.3 s on a quiet machine is the target (benchmarks/startup.py).
+    assert min(times) < 0.6
 
 
 def test_models_lists_the_family():

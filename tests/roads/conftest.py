@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,17 +58,21 @@ def olmoearth(*args: str, cwd: Path | None = None, timeout: float = 240) -> Fini
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
-def in_process(*args: str, cwd: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Finished:
-    """Run the program in this process, where what it imports is imported once: for many small runs."""
+@pytest.fixture
+def here(capsys, monkeypatch) -> Callable[..., Finished]:
+    """Runs the program in this process, where what it imports is imported once: for many small runs."""
     from olmoearth_cli import app
 
-    monkeypatch.chdir(cwd)
-    monkeypatch.setattr(sys, "argv", ["olmoearth", *args])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        app.main()
-    found = capsys.readouterr()
-    return Finished(int(ended.value.code or 0), found.out, found.err)
+    def run(*args: str, cwd: Path) -> Finished:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["olmoearth", *args])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        found = capsys.readouterr()
+        return Finished(int(ended.value.code or 0), found.out, found.err)
+
+    return run
 
 
 def checksums(folder: Path, kind: str = "tiles") -> dict[str, str]:

@@ -23,6 +23,7 @@ MAKERS = {
     "majortom": (real.majortom, 1),
     "29rkh": (real.scene_29rkh, 1),
     "33twl": (real.cloudy_33twl, 5),
+    "leipzig": (real.leipzig, 1),
     **{chip: (lambda folder, chip=chip: real.terramesh(folder, chip), 2) for chip in CHIPS},
 }
 

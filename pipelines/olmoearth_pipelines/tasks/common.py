@@ -154,7 +154,10 @@ def load_tensors(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: cannot be read as tensors ({error}). Download the file again.") from error
+        # torch's own words end in advice to unpickle the file after all: only what is wrong with it is passed on.
+        refused = re.search(r"(Unsupported \w+: .*?)(?: was not| \.|\n|$)", str(error))
+        reason = refused[1] if refused else str(error).partition("\n")[0].partition(". ")[0]
+        raise InputError(f"{path}: cannot be read as tensors ({reason}). Download the file again.") from None
 
 
 def tensor_of(content: Any, key: str, shape: Sequence[int | None], path: Path) -> torch.Tensor:

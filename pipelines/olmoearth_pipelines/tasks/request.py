@@ -153,6 +153,8 @@ def plan_task(task: Task, request: TaskRequest) -> Plan:
 
 
 def _recipe(task: Task, request: TaskRequest, metric: str) -> LinearRecipe:
+    if request.recipe.get("dice") and task.kind != "segmentation":
+        raise InputError(f"{task.name}: --dice is for segmentation, not for {task.kind}. Leave it out.")
     recipe = LinearRecipe(batch_size=task.batch_size, seed=request.seed, metric=metric)
     if not request.sweep:
         recipe = replace(recipe, lrs=(task.lr,))

@@ -60,8 +60,9 @@ def test_a_region_of_two_zones_is_gridded_in_both():
 
 @settings(max_examples=25, deadline=None)
 @given(
-    lon=st.floats(-170, 170),
-    lat=st.floats(-75, 78),
+    # A centimetre: slivers of 1e-115 degrees at the equator are cut differently by every projection.
+    lon=st.floats(-170, 170).map(lambda v: round(v, 7)),
+    lat=st.floats(-75, 78).map(lambda v: round(v, 7)),
     width=st.floats(0.002, 0.08),
     height=st.floats(0.002, 0.05),
     cut=st.floats(0.1, 0.9),

@@ -77,6 +77,12 @@ def test_polygons_give_no_label_to_cells_without_a_vector(make_map):
         *((row, 5) for row in range(3)),
         *((3, col) for col in range(6)),
     }
+    assert found.notes == ("15 cells under polygons left out: the map has no data there",)
+
+
+def test_polygons_wholly_without_data_say_so(make_map) -> None:
+    with pytest.raises(InputError, match=r"4 cells under polygons left out: the map has no data there.*has data"):
+        cells_of(labels([patch(0, 0, 1, 2), patch(1, 1, 2, 3)], [0, 1]), make_map(holes=True))
 
 
 def test_several_points_in_a_cell_are_one_sample_by_majority(make_map):

@@ -152,7 +152,7 @@ def test_the_fast_bootstrap_is_the_slow_one(kind, metric) -> None:
     assert np.nanstd(found) > 0
 
 
-def test_the_majority_answers_with_the_shares_of_the_other_folds() -> None:
+def test_the_majority_answers_with_the_shares_of_all_labels() -> None:
     samples = samples_of(np.array([0, 0, 1, 0, 0, 1]), split=np.array(list("xxxyyy"), dtype=object))
     found = evaluate(samples, make_folds(samples, how="field"), MajorityMethod())
     np.testing.assert_allclose(found.scores, [[2 / 3, 1 / 3]] * 6, rtol=1e-6)
@@ -162,10 +162,23 @@ def test_the_majority_answers_with_the_shares_of_the_other_folds() -> None:
     assert (other.precision, other.recall, other.f1, other.support) == (None, 0, 0, 2)
     values = replace(samples, kind="regression", class_names=(), targets=np.array([1.0, 2, 3, 5, 7, 9]))
     found = evaluate(values, make_folds(values, how="field"), MajorityMethod())
-    assert found.scores.tolist() == [7, 7, 7, 2, 2, 2]
-    # Errors 6, 5, 4 and 3, 5, 7: mean 5, mean square 160 / 6.
-    assert found.metrics["mae"] == pytest.approx(5)
-    assert found.metrics["rmse"] == pytest.approx(math.sqrt(160 / 6))
+    assert found.scores.tolist() == [4.5] * 6
+    # Errors 3.5, 2.5, 1.5, 0.5, 2.5, 4.5: mean 2.5, squares 12.25 + 6.25 + 2.25 + 0.25 + 6.25 + 20.25 = 47.5.
+    assert found.metrics["mae"] == pytest.approx(2.5)
+    assert found.metrics["rmse"] == pytest.approx(math.sqrt(47.5 / 6))
+
+
+def test_the_majority_is_no_worse_than_the_commonest_class_where_folds_hold_one_class_each() -> None:
+    samples = samples_of(np.array([0, 0, 0, 1, 1, 2]), split=np.array(list("aaabbc"), dtype=object))
+    found = evaluate(samples, make_folds(samples, how="field"), MajorityMethod())
+    assert found.value == pytest.approx(3 / 6)  # from the other folds alone it would be 0
+
+
+def test_the_majority_of_a_fixed_split_is_that_of_the_training_labels() -> None:
+    roles = np.array(["train"] * 3 + ["test"] * 4, dtype=object)
+    samples = samples_of(np.array([0, 0, 1, 1, 1, 1, 0]), split=roles)
+    found = evaluate(samples, make_folds(samples, how="field"), MajorityMethod())
+    assert found.value == pytest.approx(1 / 4)
 
 
 def test_more_neighbours_than_samples_are_cut_with_a_note() -> None:

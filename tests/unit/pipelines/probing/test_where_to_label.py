@@ -10,10 +10,11 @@ import pytest
 from pyproj import Geod, Transformer
 
 from olmoearth_cli.core.probe.knn import fit_knn
+from olmoearth_cli.errors import InputError
 from olmoearth_cli.geo.grid import PixelBox
 from olmoearth_cli.maps.embedding_map import TileResult, write_tile
 from olmoearth_pipelines.probing import suggest
-from olmoearth_pipelines.probing.suggest import Suggestion, where_to_label, write_suggestions
+from olmoearth_pipelines.probing.suggest import Suggestion, check_not_filled_in, where_to_label, write_suggestions
 
 AXES = np.eye(cm.DIMENSIONS, dtype=np.float32)
 
@@ -171,3 +172,26 @@ def test_the_file_can_be_filled_in_by_hand(tmp_path) -> None:
         "score": 0.9,
         "reason": "close decision",
     }
+
+
+@pytest.mark.parametrize("field", ["cover", "score"])
+def test_places_that_were_labelled_by_hand_are_never_written_over(tmp_path, field) -> None:
+    path = tmp_path / "next.geojson"
+    check_not_filled_in(path, label_field=field)
+    place = Suggestion(lon=5.1, lat=52.2, predicted="water", confidence=0.5, score=0.9, reason="close decision")
+    write_suggestions(path, [place, place], label_field=field)
+    check_not_filled_in(path, label_field=field)
+    content = json.loads(path.read_text())
+    assert content["features"][0]["properties"][field] is None
+    content["features"][1]["properties"][field] = "water"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="1 of its 2 places have been labelled"):
+        check_not_filled_in(path, label_field=field)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "not json", '{"features": [{"properties": null}]}'])
+def test_a_file_that_is_no_suggestion_is_not_written_over(tmp_path, text) -> None:
+    path = tmp_path / "next.geojson"
+    path.write_text(text)
+    with pytest.raises(InputError, match="is not what --where-to-label wrote"):
+        check_not_filled_in(path, label_field="cover")
