@@ -47,7 +47,7 @@ def main() -> None:
         name, folder, queries = options.child.split(":")
         print(json.dumps(PARTS[name](Path(folder), int(queries))))
         return
-    content = {"machine": machine(), "map": over_a_map(options)}
+    content: dict[str, Any] = {"machine": machine(), "map": over_a_map(options)}
     content["labels"] = [over_labels(int(n), options.rounds) for n in options.samples.split(",")]
     options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     options.json.with_suffix(".md").write_text(page(content), encoding="utf-8")

@@ -23,11 +23,11 @@ from olmoearth_cli import __version__
 from olmoearth_cli.core.model import load_model, random_model, save_model
 from olmoearth_cli.core.probe.recipe import LinearRecipe
 from olmoearth_pipelines.probe import ProbeReport, ProbeRequest, run
-from olmoearth_pipelines.probing.evaluate import KnnMethod, LinearMethod
+from olmoearth_pipelines.probing.evaluate import KnnMethod, LinearMethod, Method
 
 FOLDER = Path(__file__).parent
 DEMO = FOLDER.parent / "examples" / "demo" / "demo-weights"
-METHODS = {"kNN": KnnMethod(), "linear": LinearMethod(recipe=LinearRecipe())}
+METHODS: dict[str, Method] = {"kNN": KnnMethod(), "linear": LinearMethod(recipe=LinearRecipe())}
 METRICS = ("accuracy", "macro_f1")
 CORSICA_SERIES = {"12 months": ("2022-01", "2022-12"), "17 months": ("2021-09", "2023-01")}
 CORSICA_QUESTIONS = {"README's cells": "field:block", "spatial folds": "spatial"}
@@ -140,7 +140,12 @@ def over_maps(scenery: Scenery, encoders: dict[str, Path], folder: Path) -> Iter
         out = folder / f"{scenery.name} {encoder}".replace(" ", "-").replace(",", "")
         embed(scenery, weights, out)
         for question in scenery.questions:
-            asked = {"map": out, "labels": question.labels, "field": question.field, "split": question.split}
+            asked: dict[str, Any] = {
+                "map": out,
+                "labels": question.labels,
+                "field": question.field,
+                "split": question.split,
+            }
             yield from judged(scenery.name, question, encoder, raw="no" if number else "yes", **asked)
 
 
@@ -159,10 +164,11 @@ def over_pixels(encoders: dict[str, Path], folder: Path) -> Iterator[Figure]:
         features |= {name: encoded(series, load_model(weights)) for name, weights in encoders.items()}
         for name, vectors in features.items():
             file = folder / "corsica.npz"
-            np.savez(file, vectors=vectors, **series.columns)
+            arrays: dict[str, Any] = {"vectors": vectors, **series.columns}
+            np.savez(file, **arrays)
             for split_name, split in CORSICA_QUESTIONS.items():
                 question = Question(name=split_name, labels=file, split=split)
-                asked = {"vectors": file, "field": "landcover", "split": split, "raw": "no"}
+                asked: dict[str, Any] = {"vectors": file, "field": "landcover", "split": split, "raw": "no"}
                 for figure in judged(f"Corsica parcels, {length}", question, name, **asked):
                     if figure.vectors != "majority class" or name == "raw bands":
                         yield figure
@@ -174,7 +180,9 @@ def judged(data: str, question: Question, encoder: str, *, raw: str, **asked: An
         for metric in METRICS:
             request = ProbeRequest(method=method, metric=metric, grow_batch=True, raw=raw, **asked)
             report = next(step for step in run(request, lambda line: None) if isinstance(step, ProbeReport))
-            found = [{"name": encoder, "value": report.value, "low": report.low, "high": report.high}]
+            found: list[dict[str, Any]] = [
+                {"name": encoder, "value": report.value, "low": report.low, "high": report.high}
+            ]
             if raw == "yes" or "vectors" in asked:
                 found += [b for b in report.baselines if b["name"] != "majority class" or probe == "kNN"]
             for row in found:
@@ -188,7 +196,7 @@ def judged(data: str, question: Question, encoder: str, *, raw: str, **asked: An
                     low=row["low"],
                     high=row["high"],
                     samples=report.samples,
-                    tested=int(np.sum(report.confusion)),
+                    tested=int(np.sum(report.confusion or [])),
                     units=report.split["units"],
                     block_km=report.split["block_km"],
                 )
@@ -197,7 +205,7 @@ def judged(data: str, question: Question, encoder: str, *, raw: str, **asked: An
 def page(figures: list[Figure]) -> str:
     """The Markdown page."""
     lines = [
-        "| data | split (samples, units) | vectors | kNN accuracy | linear accuracy | kNN macro F1 | linear macro F1 |",
+        "| data | split | vectors | kNN accuracy | linear accuracy | kNN macro F1 | linear macro F1 |",
         "|---|---|---|---|---|---|---|",
     ]
     keys = dict.fromkeys((f.data, f.split) for f in figures)

@@ -24,6 +24,9 @@ def fan_out(
 ) -> Iterator[tuple[Job, Result | Lost]]:
     """Run `function` on every job.
 
+    A worker that dies takes all its jobs with it, and the scheduler cannot tell which of them killed it. So jobs whose
+    workers died again and again are tried once more at the end, one at a time: only the guilty is lost.
+
     Args:
         client: the cluster.
         function: importable on the workers; its exceptions end the run and are raised here.
@@ -33,10 +36,21 @@ def fan_out(
     Yields:
         (job, result) in order of completion; `Lost` where the job's workers died again and again.
     """
-    waiting = iter(jobs)
+    suspects: list[Job] = []
+    for job, result in _run(client, function, iter(jobs), at_once=slots * QUEUED_PER_SLOT):
+        if isinstance(result, Lost):
+            suspects.append(job)
+        else:
+            yield job, result
+    yield from _run(client, function, iter(suspects), at_once=1)
+
+
+def _run(
+    client: Client, function: Callable[[Job], Result], waiting: Iterator[Job], *, at_once: int
+) -> Iterator[tuple[Job, Result | Lost]]:
+    """As `fan_out`, with `at_once` jobs handed to the scheduler at a time and no second try."""
     running: dict[Future, Job] = {}
-    first = list(islice(waiting, slots * QUEUED_PER_SLOT))
-    for job in first:
+    for job in islice(waiting, at_once):
         running[client.submit(function, job, pure=False)] = job
     done = as_completed(list(running))
     try:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import command, environment, in_process, olmoearth
 from safetensors.torch import load_file
 
 from olmoearth_cli.core.optimizer import adamw, take_step
@@ -25,6 +24,7 @@ from olmoearth_pipelines.samples.sample_file import SampleData
 from olmoearth_pipelines.training.request import PretrainRequest
 from olmoearth_pipelines.training.setup import prepare
 from olmoearth_pipelines.training.trainer import step_generator
+from tests.roads.conftest import command, environment, olmoearth
 
 MODALITIES = ("sentinel2_l2a", "sentinel1", "worldcover")
 TIMED = ("samples_per_s", "tokens_per_s", "flops_per_s", "data_wait_s", "memory_bytes", "kwh")
@@ -77,12 +77,10 @@ def same_checkpoints(one: Path, other: Path) -> bool:
     )
 
 
-def test_a_run_trains_logs_and_leaves_a_model_and_then_has_nothing_to_do(
-    data: Path, tmp_path: Path, capsys, monkeypatch
-) -> None:
+def test_a_run_trains_logs_and_leaves_a_model_and_then_has_nothing_to_do(data: Path, tmp_path: Path, here) -> None:
     out = tmp_path / "run"
     given = flags(data, out, "--grid-intensity", "400", "--water-intensity", "2", "--save-every", "2", steps=3)
-    done = in_process(*given, cwd=tmp_path, capsys=capsys, monkeypatch=monkeypatch)
+    done = here(*given, cwd=tmp_path)
     final = out / "checkpoints" / "step-00000003"
     assert (done.code, done.out) == (0, f"{final}\n"), done.err
     assert [row["step"] for row in rows(out)] == [1, 2, 3]
@@ -97,7 +95,7 @@ def test_a_run_trains_logs_and_leaves_a_model_and_then_has_nothing_to_do(
 
     assert load_model(final).spec.embedding_size == 128
     before = final.stat().st_mtime_ns
-    again = in_process(*given, "--json", cwd=tmp_path, capsys=capsys, monkeypatch=monkeypatch)
+    again = here(*given, "--json", cwd=tmp_path)
     assert again.code == 0 and json.loads(again.out)["unchanged"] and final.stat().st_mtime_ns == before
     assert "nothing to do" in again.err
 
@@ -160,14 +158,14 @@ def test_two_processes_take_the_steps_of_one_that_does_the_work_of_both(data: Pa
     assert all(torch.allclose(trained[key], value, atol=1e-6) for key, value in model.state_dict().items())
 
 
-def test_the_probe_judges_held_out_tiles_beside_random_weights(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_the_probe_judges_held_out_tiles_beside_random_weights(tmp_path: Path, here) -> None:
     writer = DatasetWriter(tmp_path / "wide", MODALITIES, side_px=256)
     for seed in range(30):
         writer.add(str(seed), tile(seed))
     writer.finish()
     out = tmp_path / "run"
     given = flags(tmp_path / "wide", out, "--probe-every", "2", "--json", steps=3)
-    done = in_process(*given, cwd=tmp_path, capsys=capsys, monkeypatch=monkeypatch)
+    done = here(*given, cwd=tmp_path)
     assert done.code == 0, done.err
     found = [row["probe"] for row in rows(out, "probe")]
     assert [probe["step"] for probe in found] == [0, 2, 3]
@@ -177,12 +175,10 @@ def test_the_probe_judges_held_out_tiles_beside_random_weights(tmp_path: Path, c
     assert "kNN on held-out tiles" in done.err
 
 
-def test_gradients_that_end_in_no_numbers_stop_the_run_with_reasons(
-    data: Path, tmp_path: Path, capsys, monkeypatch
-) -> None:
+def test_gradients_that_end_in_no_numbers_stop_the_run_with_reasons(data: Path, tmp_path: Path, here) -> None:
     out = tmp_path / "run"
     given = flags(data, out, "--lr", "1e30", "--warmup", "0", "--save-every", "1")
-    done = in_process(*given, cwd=tmp_path, capsys=capsys, monkeypatch=monkeypatch)
+    done = here(*given, cwd=tmp_path)
     assert (done.code, done.out) == (1, "") and "Traceback" not in done.err
     assert "step 2 (epoch 1)" in done.err and str(out / "checkpoints" / "step-00000001") in done.err
     failed = rows(out, "failed")[0]
@@ -190,10 +186,10 @@ def test_gradients_that_end_in_no_numbers_stop_the_run_with_reasons(
     assert json.loads((out / "run.json").read_text())["status"] == "failed"
 
 
-def test_bad_input_ends_with_one_message_and_writes_nothing(data: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_bad_input_ends_with_one_message_and_writes_nothing(data: Path, tmp_path: Path, here) -> None:
     out = tmp_path / "run"
     started = flags(data, out, steps=1)
-    assert in_process(*started, cwd=tmp_path, capsys=capsys, monkeypatch=monkeypatch).code == 0
+    assert here(*started, cwd=tmp_path).code == 0
     cases = [
         (flags(data, out, "--lr", "1e-3", steps=1), "lr is 0.0002 there and 0.001 here"),
         (flags(data, tmp_path, steps=1), "holds no pretraining run"),
@@ -211,26 +207,26 @@ def test_bad_input_ends_with_one_message_and_writes_nothing(data: Path, tmp_path
         (["pretrain", "--size", "nano"], "--data is missing"),
     ]
     for given, words in cases:
-        done = in_process(*given, cwd=tmp_path, capsys=capsys, monkeypatch=monkeypatch)
+        done = here(*given, cwd=tmp_path)
         assert (done.code, done.out) == (2, ""), done.err
         assert words in done.err and "Traceback" not in done.err, done.err
     assert not (tmp_path / "new").exists()
 
 
-def test_training_starts_from_given_weights(data: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_training_starts_from_given_weights(data: Path, tmp_path: Path, here) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    assert in_process(*flags(data, first, steps=1), cwd=tmp_path, capsys=capsys, monkeypatch=monkeypatch).code == 0
+    assert here(*flags(data, first, steps=1), cwd=tmp_path).code == 0
     path = first / "checkpoints" / "step-00000001"
     given = flags(data, second, "--init", str(path), "--lr", "1e-12", steps=1)
-    done = in_process(*given, cwd=tmp_path, capsys=capsys, monkeypatch=monkeypatch)
+    done = here(*given, cwd=tmp_path)
     assert done.code == 0, done.err
     before, after = (load_file(p / "model.safetensors") for p in (path, second / "checkpoints" / "step-00000001"))
     assert all(torch.allclose(before[key], after[key], atol=1e-9) for key in before)
 
 
-def test_the_plan_says_what_a_run_takes_and_writes_nothing(data: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_the_plan_says_what_a_run_takes_and_writes_nothing(data: Path, tmp_path: Path, here) -> None:
     given = flags(data, tmp_path / "run", "--plan", "--json", "--batch-size", "8", steps=40)
-    done = in_process(*given, cwd=tmp_path, capsys=capsys, monkeypatch=monkeypatch)
+    done = here(*given, cwd=tmp_path)
     plan = json.loads(done.out)
     assert done.code == 0 and plan["steps"] == 40 and plan["epochs"] == 1.25 and plan["seconds"] > 0
     assert not (tmp_path / "run").exists()

@@ -205,7 +205,18 @@ def test_the_same_map_is_found_again_whatever_figures_were_asked_for(mapped, tmp
 def test_a_benchmark_task_is_run_and_tabled_beside_the_published_figures(tmp_path, model_folder, here):
     write_eurosat(tmp_path / "geobench" / "classification_v1.0" / "m-eurosat")
     common = ["--data", str(tmp_path), "--model", str(model_folder), "--device", "cpu", "--patch-size", "8"]
-    done = here("probe", "knn", "--task", "m-eurosat", "--data", str(tmp_path / "geobench"), *common[2:], "-k", "3")
+    done = here(
+        "probe",
+        "knn",
+        "--task",
+        "m-eurosat",
+        "--data",
+        str(tmp_path / "geobench"),
+        *common[2:],
+        "-k",
+        "3",
+        cwd=tmp_path,
+    )
     assert done.code == 0, done.err
     assert "m-eurosat" in done.out and "accuracy" in done.out
     table = here(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 LRS = (1e-4, 5e-4, 1e-3, 5e-3, 1e-2, 5e-2, 1e-1, 5e-1)
 """Learning rates of the published sweep."""
-MAX_STEPS = 64
+MAX_STEPS = 24
 """Steps of an epoch above which `LinearRecipe.for_samples` raises the batch size."""
 
 
@@ -56,7 +56,7 @@ class LinearRecipe:
             raise ValueError(f"precision {self.precision!r} is neither float32 nor bfloat16")
 
     def for_samples(self, count: int) -> LinearRecipe:
-        """The recipe with a batch size that keeps an epoch within 64 steps.
+        """The recipe with a batch size that keeps an epoch within 24 steps.
 
         A choice of this product, not of the reference: labels of a map may be many, and a step costs about the same
         at 32 samples as at 500. Published tables are reproduced without it.

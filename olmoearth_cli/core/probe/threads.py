@@ -51,7 +51,7 @@ def single_threaded_operations() -> Iterator[int]:
     finally:
         with _users.lock:
             _users.count -= 1
-            torch.set_num_threads(threads)
+            torch.set_num_threads(threads)  # a setting of this thread: the others keep theirs
 
 
 def in_parallel(work: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:

@@ -377,9 +377,9 @@ def test_half_precision_training_ends_near_the_full_one() -> None:
 
 def test_many_samples_raise_the_batch_size_and_few_leave_it() -> None:
     recipe = LinearRecipe()
-    assert recipe.for_samples(2048).batch_size == 32
-    assert recipe.for_samples(2049).batch_size == 33
-    assert math.ceil(1_000_000 / recipe.for_samples(1_000_000).batch_size) == 64
+    assert recipe.for_samples(768).batch_size == 32
+    assert recipe.for_samples(769).batch_size == 33
+    assert math.ceil(1_000_000 / recipe.for_samples(1_000_000).batch_size) == 24
 
 
 def test_what_does_not_fit_is_refused_with_its_numbers() -> None:
