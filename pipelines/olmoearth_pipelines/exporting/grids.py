@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import pyproj
 import rasterio
 import shapely
-from rasterio.errors import CRSError
 from rasterio.warp import transform_bounds
 
 from olmoearth_cli.errors import InputError
@@ -78,9 +78,10 @@ def zone_grids(spec: MapSpec, tiles: Sequence[TileEntry], aoi: Aoi | None) -> li
 
 def _crs(epsg: int) -> rasterio.CRS:
     try:
-        crs = rasterio.CRS.from_epsg(epsg)
-    except CRSError:
+        pyproj.CRS.from_epsg(epsg)  # GDAL would write to stderr besides
+    except pyproj.exceptions.CRSError:
         raise InputError(f"--epsg {epsg}: no such reference system. For example 4326, or 3035 in Europe.") from None
+    crs = rasterio.CRS.from_epsg(epsg)
     if not (crs.is_geographic or crs.is_projected):
         raise InputError(f"--epsg {epsg}: not a reference system of a plane map. Choose a projected or geographic one.")
     return crs

@@ -5,6 +5,7 @@ One zone lies in the root, several in a group each. Chunks without data are not 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,17 @@ def write_store(
         group = root if name is None else root.create_group(name)
         cells = _write_group(source, grid, tiles, group, shard=shard)
         layers.append(Layer.of(grid, name=name, cells=cells))
+        _consolidate(folder, name)
+    if len(grids) > 1:
+        _consolidate(folder, None)
     return layers
+
+
+def _consolidate(folder: Path, name: str | None) -> None:
+    """Repeat the metadata of a group's arrays in the group, where xarray looks first and warns if it is not there."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        _library().consolidate_metadata(folder, path=name)
 
 
 def _library() -> Any:
