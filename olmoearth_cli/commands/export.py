@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from olmoearth_cli.commands import export_data
-from olmoearth_cli.commands.options import MapType, command_of, option
+from olmoearth_cli.commands import export_data, export_model
+from olmoearth_cli.commands.options import MapType, Output, command_of, option
 from olmoearth_cli.console import Console, TaskLine, size
 
 if TYPE_CHECKING:
@@ -33,15 +33,6 @@ class RowGeometry(StrEnum):
 
     POINT = "point"
     CELL = "cell"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """Flags of every export command that say how it writes and speaks."""
-
-    overwrite: Annotated[bool, option("--overwrite", help="Replace what is there.")] = False
-    json: Annotated[bool, option("--json", help="One JSON object on stdout.")] = False
-    quiet: Annotated[bool, option("--quiet", "-q", help="No progress, no notes.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,3 +121,4 @@ app.command("map", epilog="Example: olmoearth export map embeddings/region --to 
 app.command("data", epilog=export_data.EXAMPLE)(
     command_of(export_data.DataFlags, export_data.run, last=export_data.Speech)
 )
+app.command("model", epilog=export_model.EXAMPLE)(command_of(export_model.ModelFlags, export_model.run, last=Output))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from functools import partial
 from inspect import Parameter, Signature
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -25,6 +25,15 @@ MODALITY_NAMES = {
     "landsat": "landsat",
 }
 """What a user may write -> the models' name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Flags of the export commands that say how they write and speak."""
+
+    overwrite: Annotated[bool, option("--overwrite", help="Replace what is there.")] = False
+    json: Annotated[bool, option("--json", help="One JSON object on stdout.")] = False
+    quiet: Annotated[bool, option("--quiet", "-q", help="No progress, no notes.")] = False
 
 
 class Blend(StrEnum):
@@ -108,7 +117,9 @@ def to_catalogs(text: str | None) -> tuple[str, ...] | None:
     return parts or None
 
 
-def command_of(options: type[Any], run: Callable[[Any], None], *, last: type[Any]) -> Callable[..., None]:
+def command_of(
+    options: type[Any], run: Callable[..., None], *, last: type[Any], tells_typed: bool = False
+) -> Callable[..., None]:
     """A Typer command whose flags are the fields of a dataclass, in their order.
 
     Fields are annotated with `option` or `typer.Argument`; one without a default must be given.
@@ -119,12 +130,18 @@ def command_of(options: type[Any], run: Callable[[Any], None], *, last: type[Any
         options: frozen, keyword-only dataclass; its docstring becomes the command's help.
         run: gets the filled dataclass.
         last: a base of `options` whose flags stand last in the help.
+        tells_typed: True gives `run` also the set of the fields that were typed: not those from the environment or
+            from `olmoearth.toml`, which may well speak of something else than this run.
     """
     tail = {f.name for f in fields(last)}
     hints = get_type_hints(options, include_extras=True)
 
     def command(**values: Any) -> None:
-        run(options(**values))
+        context = values.pop(_CONTEXT, None)
+        if context is None:
+            run(options(**values))
+        else:
+            run(options(**values), {name for name in values if _is_typed(context, name)})
 
     parameters = [
         Parameter(
@@ -135,7 +152,18 @@ def command_of(options: type[Any], run: Callable[[Any], None], *, last: type[Any
         )
         for f in sorted(fields(options), key=lambda f: f.name in tail)
     ]
+    if tells_typed:
+        parameters.append(Parameter(_CONTEXT, Parameter.KEYWORD_ONLY, annotation=typer.Context))
+        hints = {**hints, _CONTEXT: typer.Context}
     command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = hints
     command.__doc__ = options.__doc__
     return command
+
+
+_CONTEXT = "context"
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

@@ -224,9 +224,18 @@ def encoder_section(encoder: EncoderConfig) -> dict[str, Any]:
     if encoder.pixel_hidden:
         section["patch_embed_hidden_sizes"] = list(encoder.pixel_hidden)
     if encoder.band_groups:
-        overrides = {name: {"band_groups": [list(s) for s in sets]} for name, sets in encoder.band_groups}
-        section["tokenization_config"] = {"overrides": overrides}
+        section["tokenization_config"] = _tokenization_section(encoder)
     return section
+
+
+def _tokenization_section(encoder: EncoderConfig) -> dict[str, Any]:
+    """The band groups; the reference rebuilds its objects by the classes' names, and knows no plain table here."""
+    of = "olmoearth_pretrain.nn.tokenization."
+    overrides = {
+        name: {"_CLASS_": of + "ModalityTokenization", "band_groups": [list(s) for s in sets]}
+        for name, sets in encoder.band_groups
+    }
+    return {"_CLASS_": of + "TokenizationConfig", "overrides": overrides}
 
 
 def _encoder_section(config: Mapping[str, Any], origin: str) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import pickle
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from olmoearth_cli.core.nn.encoder import Encoder
@@ -183,6 +184,18 @@ def sha256_of_tensors(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def weights_bytes(tensors: dict[str, Tensor], suffix: str) -> bytes:
+    """A weights file's content: `.safetensors`, or what `torch.load` reads.
+
+    Made in memory, for torch's own writer ends the process when a disk is full.
+    """
+    if suffix == ".safetensors":
+        return save(tensors, metadata={"format": "pt"})
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
+
+
 def write_folder(
     folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], *, weights: str, dtype: torch.dtype
 ) -> Path:
@@ -208,15 +221,12 @@ def write_folder(
     path, part = folder / weights, folder / f"{weights}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if weights.endswith(".safetensors"):
-            save_file(tensors, part, metadata={"format": "pt"})
-        else:
-            torch.save(tensors, part)
+        part.write_bytes(weights_bytes(tensors, path.suffix))
         part.replace(path)
         part = folder / "config.json.part"
         part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         part.replace(folder / "config.json")
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
         raise OutputError(

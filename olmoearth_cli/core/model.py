@@ -24,6 +24,7 @@ from olmoearth_cli.core.checkpoint import (
 from olmoearth_cli.core.checks import VISIBLE, check_inputs, check_normalised, visible_tokens
 from olmoearth_cli.core.nn.encoder import Encoder, initialise
 from olmoearth_cli.core.nn.pooling import pool_cells
+from olmoearth_cli.core.nn.sequence import flatten_tokens, split_tokens
 from olmoearth_cli.core.spec import (
     CONFIG_FILE,
     ModelSpec,
@@ -104,9 +105,9 @@ class OlmoEarthModel:
         masks = {name: torch.as_tensor(mask) for name, mask in (masks or {}).items()}
         visible = visible_tokens(self.spec.encoder, kept, masks, patch_size)
         tokens, coords = self.encoder.embed_patches(kept, timestamps, patch_size, input_res)
-        sequence, seen, places = _flatten(tokens, visible, coords)
+        sequence, seen, places = flatten_tokens(tokens, visible, coords)
         run = self._padded if self.reference_quirks else self._by_count
-        return _split(run(sequence, seen, places), tokens)
+        return split_tokens(run(sequence, seen, places), tokens)
 
     def pool(self, tokens: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Tensor:
         """One vector per map cell: mean over visible tokens per modality, then over modalities with data.
@@ -190,27 +191,6 @@ class OlmoEarthModel:
         out = torch.zeros_like(x)
         out[rows, order] = encoded.to(out.dtype)
         return out
-
-
-def _flatten(
-    tokens: dict[str, Tensor], visible: dict[str, Tensor], coords: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """All modalities as one sequence: tokens [B, N, D], visible [B, N], coordinates [B, N, 3] or None."""
-    sequence = torch.cat([values.flatten(1, 4) for values in tokens.values()], dim=1)
-    seen = torch.cat([visible[name].flatten(1) for name in tokens], dim=1)
-    if coords is None:
-        return sequence, seen, None
-    places = []
-    for values in tokens.values():
-        t, s = values.shape[3:5]
-        places.append(coords[..., :t, None, :].expand(*values.shape[:4], s, 3).flatten(1, 4))
-    return sequence, seen, torch.cat(places, dim=1)
-
-
-def _split(sequence: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """[B, N, D] back to {modality: [B, Y, X, T, S, D]}."""
-    parts = sequence.split([values[0, ..., 0].numel() for values in like.values()], dim=1)
-    return {name: part.view(values.shape) for (name, values), part in zip(like.items(), parts, strict=True)}
 
 
 def load_model(

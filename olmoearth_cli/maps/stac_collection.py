@@ -1,13 +1,10 @@
-"""The map's STAC Collection, and the model described as an MLM Item (spec/outputs.md 1.3)."""
+"""The map's STAC Collection (spec/outputs.md 1.3)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from olmoearth_cli.core.modality import MODALITIES
-from olmoearth_cli.core.normalize import band_range
 from olmoearth_cli.maps.footprint import overall_bbox
 from olmoearth_cli.maps.map_spec import MapSpec, utc_text
 from olmoearth_cli.maps.stac_items import (
@@ -25,7 +22,6 @@ from olmoearth_cli.maps.stac_items import (
 from olmoearth_cli.maps.tile_files import TileEntry
 
 PARQUET_TYPE = "application/vnd.apache.parquet"
-MLM = "https://stac-extensions.github.io/mlm/v1.5.2/schema.json"
 
 USES = ["classification", "segmentation", "retrieval", "similarity_search"]
 """What the vectors of a trained model serve; demo weights serve nothing."""
@@ -172,104 +168,4 @@ def _assets(mosaics: Sequence[str]) -> dict[str, Any]:
     return {
         key: {"href": f"./{name}", "type": kind, "title": title, "roles": roles}
         for key, (name, kind, title, roles) in fixed.items()
-    }
-
-
-def model_item(spec: MapSpec) -> dict[str, Any]:
-    """The encoder as an Item of the Machine Learning Model extension."""
-    # MLM looks for bands in the properties; STAC 1.1 allows them there only where an asset has them too.
-    named = [{"name": band_id(m, band)} for m in spec.modalities for band in MODALITIES[m].bands]
-    return {
-        "type": "Feature",
-        "stac_version": STAC_VERSION,
-        "stac_extensions": [MLM],
-        "id": re.sub(r"[^A-Za-z0-9._-]+", "-", spec.model_id).strip("-"),
-        "geometry": None,
-        "properties": {
-            "datetime": None,
-            "start_datetime": utc_text(spec.start),
-            "end_datetime": utc_text(spec.end),
-            "description": _model_text(spec),
-            "mlm:name": _mlm_name(spec.model_id),
-            "mlm:architecture": "Vision Transformer",
-            "mlm:tasks": ["similarity-search"],
-            "mlm:framework": "PyTorch",
-            **_framework_version(spec),
-            "mlm:pretrained": not spec.demo,
-            "mlm:pretrained_source": None if spec.demo else "allenai/olmoearth_pretrain_dataset",
-            "mlm:input": [_model_input(modality) for modality in spec.modalities],
-            "mlm:output": [_model_output(spec)],
-            "mlm:hyperparameters": {"patch_size": spec.patch_px},
-            "bands": named,
-        },
-        "links": [{"rel": "related", "href": "./collection.json", "type": JSON_TYPE}],
-        "assets": {"weights": {**_weights(spec), "bands": named}},
-    }
-
-
-def band_id(modality: str, band: str) -> str:
-    """Band name that is unique over modalities: Sentinel-2 and Landsat share names."""
-    return f"{modality}:{band}"
-
-
-def _model_text(spec: MapSpec) -> str:
-    demo = " Demo weights: random, without learned meaning." if spec.demo else ""
-    return (
-        f"OlmoEarth encoder {spec.model_id}, used as {spec.model_name}.{demo} "
-        f"SHA-256 of the weights: {spec.weights_sha256}."
-    )
-
-
-def _mlm_name(model_id: str) -> str:
-    """The extension wants letters, digits, dots, dashes, spaces and underscores, a letter first."""
-    name = re.sub(r"[^A-Za-z0-9_. -]+", "-", model_id.rsplit("/", 1)[-1]).strip("-_. ")
-    return name if re.match(r"[A-Za-z].+", name) else f"OlmoEarth-{name or 'model'}"
-
-
-def _framework_version(spec: MapSpec) -> dict[str, str]:
-    version = re.match(r"\d+\.\d+\.\d+", spec.software.get("torch", ""))
-    return {"mlm:framework_version": version.group()} if version else {}
-
-
-def _model_input(modality: str) -> dict[str, Any]:
-    bands, limits = MODALITIES[modality].bands, band_range(modality)
-    return {
-        "name": modality,
-        "description": "10 m pixels, one image per 30-day period; missing periods are left out",
-        "bands": [band_id(modality, band) for band in bands],
-        "input": {
-            "shape": [-1, -1, -1, -1, len(bands)],
-            "dim_order": ["batch", "height", "width", "time", "bands"],
-            "data_type": "float32",
-        },
-        # mean - 2 std becomes 0, mean + 2 std becomes 1; nothing is clipped.
-        "value_scaling": [
-            {"type": "min-max", "minimum": float(low), "maximum": float(high)}
-            for low, high in zip(limits.lo, limits.hi, strict=True)
-        ],
-    }
-
-
-def _model_output(spec: MapSpec) -> dict[str, Any]:
-    return {
-        "name": "embeddings",
-        "description": "One vector per map cell",
-        "tasks": ["similarity-search"],
-        "result": {
-            "shape": [-1, -1, -1, spec.dimensions],
-            "dim_order": ["batch", "height", "width", "embedding"],
-            "data_type": "float32",
-        },
-    }
-
-
-def _weights(spec: MapSpec) -> dict[str, Any]:
-    published = not spec.demo and spec.model_id.count("/") == 1
-    remote = f"https://huggingface.co/{spec.model_id}/resolve/main/weights.pth"
-    return {
-        "href": remote if published else spec.model_name,
-        "title": "Published weights" if published else "Weights, on the machine that made the map",
-        "type": "application/octet-stream; application=pytorch",
-        "roles": ["mlm:model"],
-        "mlm:artifact_type": "torch.save",
     }

@@ -101,7 +101,7 @@ def run(request: MapRequest, show: Callable[[str, int, int], None]) -> MapReport
         threads=request.threads or min(MOST_THREADS, os.cpu_count() or 1),
         show=show,
     )
-    with work_folder(out) as work:
+    with work_folder(out, flag="--to") as work:
         made = _WRITERS[kind](request, source, work)
         publish(made.path, out)
     gaps = len(emap.tiles) - len(source.tiles)

@@ -35,12 +35,13 @@ class Attention(nn.Module):
         assert isinstance(frequencies, Tensor)
         return frequencies
 
-    def forward(self, x: Tensor, coords: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, coords: Tensor | None, keys: Tensor | None = None) -> Tensor:
         """Attend from every token to every token.
 
         Args:
             x: [B, N, D].
             coords: [B, N, 3] float32 (time, row, column); None without rotation.
+            keys: [B, N] True for tokens that are attended to, at least one per sample; None for all.
 
         Returns:
             [B, N, D].
@@ -54,7 +55,9 @@ class Attention(nn.Module):
             cos, sin = angle.cos().to(q.dtype), angle.sin().to(q.dtype)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # B A N d
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        mask = None if keys is None else keys[:, None, None]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class Mlp(nn.Module):
@@ -82,9 +85,9 @@ class Block(nn.Module):
         self.mlp = Mlp(config)
         self.drop_path = config.drop_path
 
-    def forward(self, x: Tensor, coords: Tensor | None) -> Tensor:
-        """[B, N, D] and coordinates [B, N, 3] to [B, N, D]."""
-        x = x + self._drop(self.attn(self.norm1(x), coords))
+    def forward(self, x: Tensor, coords: Tensor | None, keys: Tensor | None = None) -> Tensor:
+        """[B, N, D], coordinates [B, N, 3] and what is attended to [B, N] to [B, N, D]."""
+        x = x + self._drop(self.attn(self.norm1(x), coords, keys))
         return x + self._drop(self.mlp(self.norm2(x)))
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -95,18 +95,19 @@ class Encoder(nn.Module):
         end = nn.ModuleList([self.norm, self.project_and_aggregate])
         return [start, *(nn.ModuleList([block]) for block in others), end]
 
-    def transform(self, x: Tensor, coords: Tensor | None) -> Tensor:
+    def transform(self, x: Tensor, coords: Tensor | None, keys: Tensor | None = None) -> Tensor:
         """Run the blocks and the final LayerNorm.
 
         Args:
             x: [B, N, D].
             coords: [B, N, 3] or None.
+            keys: [B, N] True for tokens that are attended to, at least one per sample; None for all.
 
         Returns:
             [B, N, D].
         """
         for block in self.blocks:
-            x = block(x, coords)
+            x = block(x, coords, keys)
         return self.norm(x)  # type: ignore[no-any-return]
 
 

@@ -81,7 +81,8 @@ class CompositeEncodings(nn.Module):
         """
         n = self.width
         channel = self.per_modality_channel_embeddings[modality].float()  # S n
-        code = channel.new_zeros(len(slots), channel.shape[0], 4 * n)  # I S D
+        images = slots.shape[0]  # `len` would fix the number in an exported graph
+        code = channel.new_zeros(images, channel.shape[0], 4 * n)  # I S D
         code[..., :n] = channel
         if MODALITIES[modality].multitemporal:
             if not self._encoding.temporal:

@@ -35,15 +35,23 @@ def check_output(out: Path, *, overwrite: bool, own_file: str | None = None) -> 
 
 
 @contextmanager
-def work_folder(out: Path) -> Iterator[Path]:
-    """A folder beside the output, on its file system; gone at the end, whatever happens."""
+def work_folder(out: Path, *, flag: str = "--out") -> Iterator[Path]:
+    """A folder beside the output, on its file system; gone at the end, whatever happens.
+
+    Args:
+        out: file or folder to write.
+        flag: what the user said the output with.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
     work = out.with_name(f".{out.name}.work")
     try:
         if work.exists():
             shutil.rmtree(work)  # of a run that was killed
         work.mkdir(parents=True)
     except OSError as error:
-        raise output_error(work, error) from error
+        raise output_error(out, error, flag=flag) from error
     try:
         yield work
     finally:

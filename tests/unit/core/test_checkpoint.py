@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -172,3 +174,18 @@ def test_a_folder_that_cannot_be_written_is_an_output_error(nano: OlmoEarthModel
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="could not be written"):
         save_model(nano, tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "weights.pth"])
+def test_a_full_disk_is_a_message_and_not_the_end_of_the_process(
+    nano: OlmoEarthModel, tmp_path: Path, weights: str
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OutputError, match="could not be written"):
+            save_model(nano, tmp_path, weights=weights)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    gc.collect()  # torch's writer failed when it was cleared away
+    assert list(tmp_path.iterdir()) == []

@@ -16,8 +16,8 @@ from olmoearth_cli.errors import OutputError
 from olmoearth_cli.geo.grid import PixelBox
 from olmoearth_cli.maps.embedding_map import EmbeddingMap, finish_map, write_gap, write_tile
 from olmoearth_cli.maps.footprint import footprint, overall_bbox
+from olmoearth_cli.maps.mlm_item import mlm_name
 from olmoearth_cli.maps.preview import Palette
-from olmoearth_cli.maps.stac_collection import _mlm_name
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 
@@ -288,4 +288,4 @@ def test_footprints_at_the_dateline_are_cut_in_two():
     ],
 )
 def test_model_names_fit_the_extension(model_id, name):
-    assert _mlm_name(model_id) == name
+    assert mlm_name(model_id) == name
