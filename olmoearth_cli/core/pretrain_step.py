@@ -67,6 +67,8 @@ class PretrainLoss:
     """Instance contrast, weighted."""
     per_modality: dict[str, Tensor]
     """Mean of the views' token losses of each modality; they sum to `tokens`."""
+    chance: float
+    """`tokens` that predictions unrelated to the targets have (section 4.6: 2 tau ln n), twins counted."""
 
 
 class PretrainModel(nn.Module):
@@ -199,7 +201,7 @@ def accumulate(
         precision: as for `PretrainModel.loss`.
 
     Returns:
-        Means over the microbatches: `loss`, `tokens`, `contrast`, and one `tokens/<modality>` each.
+        Means over the microbatches: `loss`, `tokens`, `contrast`, `chance`, and one `tokens/<modality>` each.
 
     Raises:
         ValueError: microbatches that do not fill the batch.
@@ -209,6 +211,7 @@ def accumulate(
         raise ValueError(f"a batch of {len(batch)} samples is not a multiple of the microbatch of {microbatch}")
     names = ["loss", "tokens", "contrast", *(f"tokens/{name}" for name in model.config.modalities)]
     sums = torch.zeros(len(names))
+    chance = 0.0
     for i in range(count):
         part = batch.part(i * microbatch, (i + 1) * microbatch)
         loss = model.loss(part, objective, generator, precision=precision)
@@ -216,7 +219,8 @@ def accumulate(
         absent = torch.zeros_like(loss.total)
         modalities = [loss.per_modality.get(name, absent) for name in model.config.modalities]
         sums += torch.stack([loss.total, loss.tokens, loss.contrast, *modalities]).detach().cpu() / count
-    return dict(zip(names, sums.tolist(), strict=True))
+        chance += loss.chance / count
+    return {**dict(zip(names, sums.tolist(), strict=True)), "chance": chance}
 
 
 class _Group:
@@ -226,7 +230,8 @@ class _Group:
         self.where = asked.of_modality(modality)
         counts = asked.sample[self.where].bincount(minlength=len(asked.counts))
         rows = counts.nonzero()[:, 0]
-        self.padding = Padding.of(counts[rows])
+        self.counts = counts[rows]
+        self.padding = Padding.of(self.counts)
         self.second_view = rows >= len(asked.counts) // VIEWS
 
     def loss(self, predicted: Tensor, targets: Tensor, objective: Objective, limit: float | None) -> Tensor:
@@ -244,6 +249,11 @@ class _Group:
         views = (mean_counted(losses[chosen], counted[chosen]) for chosen in (~second, second))
         return torch.stack(list(views)).mean()
 
+    def chance(self, temperature: float) -> float:
+        """The loss of predictions that are unrelated to the targets."""
+        views = [self.counts[chosen].log() for chosen in (~self.second_view, self.second_view)]
+        return sum(2 * temperature * float(logs.mean()) for logs in views if len(logs)) / VIEWS
+
 
 def _total(
     predicted: Tensor,
@@ -257,7 +267,13 @@ def _total(
     }
     tokens = torch.stack(list(per_modality.values())).sum()
     contrast = objective.contrast_weight * instance_contrast(*pooled, temperature=objective.contrast_temperature)
-    return PretrainLoss(total=tokens + contrast, tokens=tokens, contrast=contrast, per_modality=per_modality)
+    return PretrainLoss(
+        total=tokens + contrast,
+        tokens=tokens,
+        contrast=contrast,
+        per_modality=per_modality,
+        chance=sum(group.chance(objective.temperature) for group in groups.values()),
+    )
 
 
 def _both_views(batch: PretrainBatch, config: EncoderConfig) -> dict[str, Tensor]:

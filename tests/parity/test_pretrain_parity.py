@@ -163,3 +163,22 @@ def test_microbatches_give_the_mean_of_their_gradients() -> None:
     assert (ours.decoder.mask_token.grad - wanted).abs().max() <= 1e-5
     assert terms["loss"] == pytest.approx(terms["tokens"] + terms["contrast"], abs=1e-6)
     assert terms["tokens"] == pytest.approx(sum(terms[f"tokens/{m}"] for m in MODALITIES), abs=1e-6)
+
+
+def test_chance_is_what_the_specification_expects_at_initialisation() -> None:
+    ours, _ = pair("v1.2-nano")
+    batch = batch_of("v1.2-nano", Masking(), side=3, periods=4, patch_px=4)
+    loss = ours.loss(batch, Objective())
+    assert loss.chance == pytest.approx(plain_chance(batch), abs=1e-5)
+    assert loss.chance > 2
+
+
+def plain_chance(batch: PretrainBatch) -> float:
+    """2 tau ln n over samples that predict something, mean over the views, summed over the modalities."""
+    total = 0.0
+    for codes in batch.codes:
+        for mask in codes.values():
+            counts = [int((one == 2).sum()) for one in mask if (one == 2).any()]
+            if counts:
+                total += 0.2 * float(np.mean(np.log(counts))) / 2
+    return total
