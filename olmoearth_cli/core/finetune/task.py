@@ -32,6 +32,8 @@ class TaskDescription:
     """Timesteps T of a training sample; the longest series where they differ."""
     real_dates: bool = True
     """False where dates were replaced by fixed months (spec/evaluation.md section 13)."""
+    first_month: int | None = None
+    """Month (1-12) in which the training series begin; None where it is not one."""
     normalisation: Mapping[str, Limits] | None = None
     """{modality: limits} of the data set's own statistics; None for those of pretraining (core.normalize)."""
     target: tuple[float, float] = (0.0, 1.0)
@@ -46,6 +48,8 @@ class TaskDescription:
             raise ValueError(f"modalities {', '.join(unknown) or '(none)'} are not known")
         if self.window_px < 1 or self.window_px % self.head.patch_px or self.periods < 1:
             raise ValueError(f"windows of {self.window_px} px, {self.head.patch_px} px patches, {self.periods} periods")
+        if self.first_month not in (None, *range(1, 13)):
+            raise ValueError(f"there is no month {self.first_month}")
         if not (math.isfinite(self.target[0]) and 0 < self.target[1] < math.inf):
             raise ValueError(f"mean and standard deviation of the targets cannot be {self.target}")
         for name, (low, high) in (self.normalisation or {}).items():
@@ -84,6 +88,7 @@ class TaskDescription:
             window_px=int(content["window_px"]),
             periods=int(content["periods"]),
             real_dates=bool(content["real_dates"]),
+            first_month=None if content["first_month"] is None else int(content["first_month"]),
             normalisation=limits,
             target=(mean, deviation),
         )
