@@ -31,7 +31,7 @@ class Raster:
     """A georeferenced array with what its file must say."""
 
     values: npt.NDArray[Any]
-    """[C, H, W] of int8, uint8 or float32."""
+    """[C, H, W] of int8, uint8, uint16 or float32."""
     epsg: int
     transform: Affine
     """From (column, row) to the CRS's coordinates; north up."""
@@ -43,6 +43,8 @@ class Raster:
     offset: Sequence[float] | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     """Dataset metadata."""
+    averaged: bool = True
+    """True where an overview's pixel is the mean of its pixels, False where it is one of them (class ids)."""
 
 
 def block_side(bands: int, item_bytes: int, largest_side: int) -> int:
@@ -55,8 +57,8 @@ def block_side(bands: int, item_bytes: int, largest_side: int) -> int:
 def cog_bytes(raster: Raster) -> bytes:
     """Encode a raster: ZSTD with a predictor, small blocks, own overviews, no data on every band.
 
-    Overviews average the stored codes. That is right for a linear scale and offset, and cells without
-    data are left out of the mean.
+    Overviews average the stored codes unless told otherwise. That is right for a linear scale and offset, and cells
+    without data are left out of the mean.
     """
     bands, height, width = raster.values.shape
     options = _creation_options(raster)
@@ -97,7 +99,7 @@ def _creation_options(raster: Raster) -> dict[str, str]:
         "BIGTIFF": "IF_SAFER",
         # Not from the environment (GDAL_NUM_THREADS): the workers share the cores out themselves.
         "NUM_THREADS": "1",
-        "OVERVIEW_RESAMPLING": "AVERAGE",
+        "OVERVIEW_RESAMPLING": "AVERAGE" if raster.averaged else "NEAREST",
     }
     if GDALVersion.runtime().at_least("3.11"):
         # GDAL 3.10 ignores the option in silence and writes PIXEL (spec/outputs.md 1.1).

@@ -17,6 +17,7 @@ from olmoearth_cli.maps.finish import finish_map
 from olmoearth_cli.maps.map_spec import MapSpec, TileResult
 from olmoearth_cli.maps.tile_files import (
     TileEntry,
+    is_embedding,
     read_tiles,
     spec_of,
     tile_facts,
@@ -68,6 +69,10 @@ class EmbeddingMap:
         done = [tile for tile in tiles if tile.status == "done"]
         if not done:
             raise InputError(_why_no_tile(path, gaps=len(tiles)))
+        if not is_embedding(done[0]):
+            raise InputError(
+                f"{path}: holds predictions, not embeddings. Give the folder that `olmoearth embed` printed."
+            )
         spec = spec_of(done[0])
         for tile in done[1:]:
             other = spec.differences(spec_of(tile))

@@ -18,23 +18,23 @@ PART = ".part"
 """Ending of a file that is being written; never read, cleared away by the next run."""
 
 _REASONS = {
-    errno.EEXIST: "a file is in the place of a folder. Choose another folder with --out.",
-    errno.ENOTDIR: "a file is in the place of a folder. Choose another folder with --out.",
+    errno.EEXIST: "a file is in the place of a folder. Choose another folder with {flag}.",
+    errno.ENOTDIR: "a file is in the place of a folder. Choose another folder with {flag}.",
     errno.ENOSPC: "the disk is full. Free some space and run again (finished tiles are kept), "
-    "or choose another folder with --out.",
-    errno.EDQUOT: "the disk quota is used up. Free some space, or choose another folder with --out.",
+    "or choose another folder with {flag}.",
+    errno.EDQUOT: "the disk quota is used up. Free some space, or choose another folder with {flag}.",
     errno.EFBIG: "the file would be larger than this system allows (ulimit -f, or the file system). "
-    "Raise the limit, or choose another folder with --out.",
-    errno.EACCES: "no permission to write. Choose another folder with --out, or change its permissions.",
-    errno.EPERM: "no permission to write. Choose another folder with --out, or change its permissions.",
-    errno.EROFS: "the file system is read-only. Choose another folder with --out.",
+    "Raise the limit, or choose another folder with {flag}.",
+    errno.EACCES: "no permission to write. Choose another folder with {flag}, or change its permissions.",
+    errno.EPERM: "no permission to write. Choose another folder with {flag}, or change its permissions.",
+    errno.EROFS: "the file system is read-only. Choose another folder with {flag}.",
 }
 
 
-def output_error(path: Path, error: OSError) -> OutputError:
-    """The message for a file that the system refused to write."""
-    reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}. Check the folder, or choose another --out.")
-    return OutputError(f"{path}: cannot be written: {reason}")
+def output_error(path: Path, error: OSError, *, flag: str = "--out") -> OutputError:
+    """The message for a file that the system refused to write; `flag` is what the user said its place with."""
+    reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}. Check the folder, or choose another {flag}.")
+    return OutputError(f"{path}: cannot be written: {reason.replace('{flag}', flag)}")
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:

@@ -24,8 +24,9 @@ def finish_map(folder: Path, spec: MapSpec) -> Path:
         OutputError: the folder cannot be written, or holds tiles of another model.
         ValueError: no tile is finished.
     """
+    from olmoearth_cli.maps.mlm_item import model_item
     from olmoearth_cli.maps.preview import write_preview
-    from olmoearth_cli.maps.stac_collection import collection, model_item
+    from olmoearth_cli.maps.stac_collection import collection
 
     folder = Path(folder)
     tiles = read_tiles(folder)
@@ -37,7 +38,7 @@ def finish_map(folder: Path, spec: MapSpec) -> Path:
         (folder / GAPS).rmdir()  # stays where there are gaps
     preview = write_preview(folder, spec, done)
     mosaics = write_mosaics(folder, spec, done)
-    _write_index(folder, tiles)
+    write_index(folder, tiles)
     write_json(folder / "model.json", model_item(spec))
     write_json(folder / "collection.json", collection(spec, done, mosaics=[path.name for path in mosaics]))
     return preview
@@ -54,7 +55,7 @@ def _check_one_map(folder: Path, spec: MapSpec, done: Sequence[TileEntry]) -> No
             )
 
 
-def _write_index(folder: Path, tiles: Sequence[TileEntry]) -> None:
+def write_index(folder: Path, tiles: Sequence[TileEntry]) -> None:
     """STAC GeoParquet of all items, gaps included (`olmoearth:status`, `olmoearth:reason`)."""
     from stac_geoparquet.arrow import parse_stac_items_to_arrow, to_parquet
 

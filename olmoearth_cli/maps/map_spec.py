@@ -63,6 +63,11 @@ class MapSpec:
         return self.patch_px * PIXEL_M
 
     @property
+    def gsd_m(self) -> int:
+        """Side of a pixel of the tiles in metres: that of a cell."""
+        return self.cell_m
+
+    @property
     def band_names(self) -> tuple[str, ...]:
         """`e000`, `e001`, ...: the embedding's dimensions in order."""
         return tuple(f"e{i:03d}" for i in range(self.dimensions))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from olmoearth_cli.errors import InputError, OutputError
 from olmoearth_cli.maps.files import PART, output_error, read_json, remove, write_json, write_text
 from olmoearth_cli.maps.map_spec import utc_text
-from olmoearth_cli.maps.tile_files import GAPS, ITEMS, QUALITY, TILES, tile_facts, tile_states
+from olmoearth_cli.maps.tile_files import GAPS, ITEMS, PROBABILITIES, QUALITY, TILES, tile_facts, tile_states
 
 __all__ = [
     "check",
@@ -34,16 +34,14 @@ FORMAT = 1
 """Version of the folder's layout."""
 _SHOWN_DIFFERENCES = 3
 
-_OWNED_FOLDERS = {ITEMS: "*.json", GAPS: "*.json", TILES: "*.tif", QUALITY: "*.tif"}
-_OWNED_FILES = (
-    "collection.json",
-    "model.json",
-    "index.parquet",
-    "mosaic_*.vrt",
-    "preview.tif",
-    "preview.png",
-    "scenes.json",
-)
+MAP_FILES = ("collection.json", "model.json", "index.parquet", "mosaic_*.vrt", "preview.tif", "preview.png")
+"""What describes a whole embedding map."""
+_OWNED_FOLDERS = {ITEMS: "*.json", GAPS: "*.json", TILES: "*.tif", QUALITY: "*.tif", PROBABILITIES: "*.tif"}
+_OWNED_FILES = (*MAP_FILES, "scenes.json")
+PRODUCT, PREDICTION = "product", "prediction"
+"""Key and value of the settings by which a prediction's folder is told from an embedding map's."""
+_PREDICTION_FILES = ("classes.tif", "classes.tif.aux.xml", "values.tif", "probabilities.tif", "vectors.json")
+"""What a prediction owns beside; anybody may have put such a name into the folder of an embedding map."""
 
 
 def check(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -108,10 +106,13 @@ def finish(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) 
     write_json(folder / RECORD, record)
 
 
-def finished(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def finished(
+    folder: Path, settings: Mapping[str, Any], *, described: Sequence[str] = MAP_FILES
+) -> dict[str, Any] | None:
     """The record of a map that is complete with these settings, else None.
 
-    A map with gaps is not complete: its gaps are tried again. Nor is one whose files went missing.
+    A map with gaps is not complete: its gaps are tried again. Nor is one whose files went missing: a tile's, or one of
+    `described`, what describes the whole.
     """
     folder = Path(folder)
     record = _read_quietly(folder)
@@ -122,8 +123,8 @@ def finished(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None
     states = tile_states(folder)
     if any(states.get(tile) != "done" for tile in record.get("tiles", {})):
         return None
-    described = all(any(folder.glob(pattern)) for pattern in _OWNED_FILES if pattern != "scenes.json")
-    return record if described else None
+    whole = all(any(folder.glob(pattern)) for pattern in described)
+    return record if whole else None
 
 
 def matches(folder: Path, settings: Mapping[str, Any]) -> bool:
@@ -194,7 +195,9 @@ def _clear(folder: Path) -> None:
         _remove_all(folder / name, pattern)
         with contextlib.suppress(OSError):  # not there, or somebody else's files are in it: they stay
             (folder / name).rmdir()
-    for pattern in _OWNED_FILES:
+    record = _read(folder)
+    of_prediction = record is not None and record["settings"].get(PRODUCT) == PREDICTION
+    for pattern in (*_OWNED_FILES, *(_PREDICTION_FILES if of_prediction else ())):
         _remove_all(folder, pattern)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
-from olmoearth_cli.geo.grid import PixelBox
+from olmoearth_cli.geo.grid import PIXEL_M, PixelBox
 from olmoearth_cli.maps.footprint import footprint
 from olmoearth_cli.maps.map_spec import MapSpec, TileResult, utc_text
 
@@ -39,6 +39,26 @@ QUALITY_BANDS = {
 }
 
 
+class Described(Protocol):
+    """What an Item tells of the map that its tile belongs to: `MapSpec` has it, and a prediction's."""
+
+    @property
+    def collection_id(self) -> str:
+        """Id of the STAC Collection."""
+
+    @property
+    def start(self) -> datetime:
+        """First day of the first period."""
+
+    @property
+    def end(self) -> datetime:
+        """Day after the last period."""
+
+    @property
+    def gsd_m(self) -> int:
+        """Side of a pixel of the tiles in metres."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileFacts:
     """One file of a tile."""
@@ -66,7 +86,7 @@ def tile_item(
         quality: the COG of the quality bands.
         measured: figures that only writing shows; kept with the worker's own `facts`.
     """
-    item = _item(spec, result.tile_id, result.box, "done")
+    item = plain_item(spec, result.tile_id, result.box, "done")
     scaled = [RASTER] if spec.quantizer else []
     item["stac_extensions"] = [EMBEDDINGS, PROJECTION, PROCESSING, FILE, *scaled]
     item["properties"] |= {
@@ -79,15 +99,11 @@ def tile_item(
         SPEC: {k: v for k, v in spec.to_json().items() if k not in ("scale", "offset")},
         FACTS: {**result.facts, **measured},
     }
-    item["links"] += [
-        {"rel": "derived_from", "href": href, "type": GEOJSON_TYPE, "title": scene}
-        for scene, href in sorted(result.sources.items())
-        if href
-    ]
-    place = _place(spec, result.box)
+    item["links"] += derived_from(result.sources)
+    place = place_of(result.box, spec.cell_m)
     item["assets"] = {
         "embeddings": {
-            **_file(embeddings),
+            **file_asset(embeddings),
             "title": f"{spec.dimensions}-dimensional embeddings",
             "roles": ["data"],
             "data_type": spec.dtype,
@@ -97,7 +113,7 @@ def tile_item(
             **place,
         },
         "quality": {
-            **_file(quality),
+            **file_asset(quality),
             "title": "How well each cell was seen",
             "roles": ["metadata"],
             "data_type": "float32",
@@ -109,18 +125,28 @@ def tile_item(
     return item
 
 
-def gap_item(spec: MapSpec, tile_id: str, box: PixelBox, reason: str) -> dict[str, Any]:
+def derived_from(sources: Mapping[str, str | None]) -> list[dict[str, str]]:
+    """Links to the scenes {id: link or None} that a tile was made of."""
+    return [
+        {"rel": "derived_from", "href": href, "type": GEOJSON_TYPE, "title": scene}
+        for scene, href in sorted(sources.items())
+        if href
+    ]
+
+
+def gap_item(spec: Described, tile_id: str, box: PixelBox, reason: str) -> dict[str, Any]:
     """A row of the index that says why a tile has no map: a plain Item without assets.
 
     It does not name the embeddings extension, which wants an `embeddings` asset.
     """
-    item = _item(spec, tile_id, box, "gap")
+    item = plain_item(spec, tile_id, box, "gap")
     item["stac_extensions"] = [PROJECTION]
     item["properties"][REASON] = reason
     return item
 
 
-def _item(spec: MapSpec, tile_id: str, box: PixelBox, status: str) -> dict[str, Any]:
+def plain_item(spec: Described, tile_id: str, box: PixelBox, status: str) -> dict[str, Any]:
+    """An Item without assets: where and when, and `status` (`done` or `gap`)."""
     geometry, bbox = footprint(box)
     return {
         "type": "Feature",
@@ -134,7 +160,7 @@ def _item(spec: MapSpec, tile_id: str, box: PixelBox, status: str) -> dict[str, 
             "datetime": None,
             "start_datetime": utc_text(spec.start),
             "end_datetime": utc_text(spec.end),
-            "gsd": spec.cell_m,
+            "gsd": spec.gsd_m,
             "proj:code": f"EPSG:{box.epsg}",
             BOX: [box.row0, box.col0, box.row1, box.col1],
             STATUS: status,
@@ -146,7 +172,8 @@ def _item(spec: MapSpec, tile_id: str, box: PixelBox, status: str) -> dict[str, 
     }
 
 
-def _file(file: FileFacts) -> dict[str, Any]:
+def file_asset(file: FileFacts) -> dict[str, Any]:
+    """The fields of an asset that name a COG and its size and checksum."""
     # file:checksum is a multihash: 0x12 = SHA-256, 0x20 = its 32 bytes.
     return {
         "href": file.href,
@@ -156,10 +183,11 @@ def _file(file: FileFacts) -> dict[str, Any]:
     }
 
 
-def _place(spec: MapSpec, box: PixelBox) -> dict[str, Any]:
+def place_of(box: PixelBox, pixel_m: int) -> dict[str, Any]:
+    """The projection extension's fields of a raster of `pixel_m` pixels over a box."""
     return {
-        "proj:shape": list(spec.shape(box)),
-        "proj:transform": [float(v) for v in tuple(box.transform(spec.cell_m))[:6]],
+        "proj:shape": [box.height * PIXEL_M // pixel_m, box.width * PIXEL_M // pixel_m],
+        "proj:transform": [float(v) for v in tuple(box.transform(pixel_m))[:6]],
         "proj:bbox": list(box.bounds_m),
     }
 

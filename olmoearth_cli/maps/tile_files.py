@@ -21,9 +21,12 @@ from olmoearth_cli.maps.cog import Raster, cog_bytes
 from olmoearth_cli.maps.files import read_json, remove, sha256, write_bytes, write_json
 from olmoearth_cli.maps.map_spec import MapSpec, TileResult
 from olmoearth_cli.maps.quantize import NO_DATA
-from olmoearth_cli.maps.stac_items import BOX, FACTS, REASON, SPEC, FileFacts, gap_item, tile_item
+from olmoearth_cli.maps.stac_items import BOX, FACTS, REASON, SPEC, Described, FileFacts, gap_item, tile_item
 
 TILES, QUALITY, ITEMS, GAPS = "tiles", "quality", "items", "gaps"
+PROBABILITIES = "probabilities"
+FOLDERS = {"embeddings": TILES, "quality": QUALITY, "prediction": TILES, "probabilities": PROBABILITIES}
+"""Asset of an Item -> folder of its files. No path is ever taken from an Item."""
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -63,7 +66,7 @@ def write_tile(folder: Path, spec: MapSpec, result: TileResult) -> dict[str, Any
     """
     folder = Path(folder)
     _check_fit(spec, result)
-    remove(_item_path(folder, ITEMS, result.tile_id))
+    remove(item_path(folder, ITEMS, result.tile_id))
     embeddings = cog_bytes(_embedding_raster(spec, result))
     quality = cog_bytes(_quality_raster(spec, result))
     loss = asdict(spec.quantizer.loss(result.vectors)) if spec.quantizer else None
@@ -77,18 +80,18 @@ def write_tile(folder: Path, spec: MapSpec, result: TileResult) -> dict[str, Any
     item = tile_item(
         spec,
         result,
-        embeddings=_stored(folder, TILES, result.tile_id, embeddings),
-        quality=_stored(folder, QUALITY, result.tile_id, quality),
+        embeddings=store_tile(folder, TILES, result.tile_id, embeddings),
+        quality=store_tile(folder, QUALITY, result.tile_id, quality),
         measured=measured,
     )
-    write_json(_item_path(folder, ITEMS, result.tile_id), item)
-    remove(_item_path(folder, GAPS, result.tile_id))
+    write_json(item_path(folder, ITEMS, result.tile_id), item)
+    remove(item_path(folder, GAPS, result.tile_id))
     return measured
 
 
-def write_gap(folder: Path, spec: MapSpec, tile_id: str, box: PixelBox, reason: str) -> None:
+def write_gap(folder: Path, spec: Described, tile_id: str, box: PixelBox, reason: str) -> None:
     """Record that a tile has no map and why. A later run tries the tile again."""
-    write_json(_item_path(Path(folder), GAPS, tile_id), gap_item(spec, tile_id, box, reason))
+    write_json(item_path(Path(folder), GAPS, tile_id), gap_item(spec, tile_id, box, reason))
 
 
 def tile_states(folder: Path) -> dict[str, str]:
@@ -111,6 +114,11 @@ def read_tiles(folder: Path) -> list[TileEntry]:
     done = {entry.id: entry for entry in _entries(folder, ITEMS) if _whole(folder, entry)}
     gaps = {entry.id: entry for entry in _entries(folder, GAPS) if entry.id not in done}
     return [entry for _, entry in sorted({**gaps, **done}.items())]
+
+
+def is_embedding(entry: TileEntry) -> bool:
+    """True for a finished tile of an embedding map, False for one of a prediction."""
+    return "embeddings" in entry.item["assets"]
 
 
 def spec_of(entry: TileEntry) -> MapSpec:
@@ -142,22 +150,28 @@ def _entry(folder: Path, kind: str, item: Mapping[str, Any]) -> TileEntry:
 
 
 def _whole(folder: Path, entry: TileEntry) -> bool:
-    """True where both files are there in the size that the item states."""
-    for name in ("embeddings", "quality"):
-        asset = entry.item["assets"][name]
-        path = folder / (TILES if name == "embeddings" else QUALITY) / f"{entry.id}.tif"
+    """True where every file of the tile is there in the size that the item states."""
+    named = {kind: entry.item["assets"][name] for name, kind in FOLDERS.items() if name in entry.item["assets"]}
+    for kind, asset in named.items():
+        path = folder / kind / f"{entry.id}.tif"
         if not path.is_file() or path.stat().st_size != asset["file:size"]:
             return False
-    return True
+    return bool(named)
 
 
-def _item_path(folder: Path, kind: str, tile_id: str) -> Path:
+def item_path(folder: Path, kind: str, tile_id: str) -> Path:
+    """Where the record of a tile lies; `kind` is `ITEMS` or `GAPS`.
+
+    Raises:
+        ValueError: an id that is no file name.
+    """
     if not _SAFE_ID.fullmatch(tile_id):
         raise ValueError(f"tile id {tile_id!r} is not safe as a file name")
     return folder / kind / f"{tile_id}.json"
 
 
-def _stored(folder: Path, kind: str, tile_id: str, content: bytes) -> FileFacts:
+def store_tile(folder: Path, kind: str, tile_id: str, content: bytes) -> FileFacts:
+    """Write a tile's file of one kind, one of the values of `FOLDERS`."""
     write_bytes(folder / kind / f"{tile_id}.tif", content)
     return FileFacts(href=f"../{kind}/{tile_id}.tif", bytes=len(content), sha256=sha256(content))
 

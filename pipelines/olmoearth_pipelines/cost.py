@@ -14,7 +14,7 @@ import numpy as np
 
 from olmoearth_cli.core.spec import gmacs_per_window
 from olmoearth_cli.geo.grid import PixelBox
-from olmoearth_cli.geo.tiles import pixels_of
+from olmoearth_cli.geo.tiles import needed_blocks, pixels_of
 from olmoearth_pipelines.cluster import TILES_IN_FLIGHT, local_cores
 from olmoearth_pipelines.request import Prepared
 
@@ -41,7 +41,8 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
     table, grid, windowing, request = prepared.table, prepared.grid, prepared.grid.windowing, prepared.request
     modalities = table.modalities
     present = {m: _mean_periods(prepared, m) for m in modalities}
-    windows = grid.blocks * windowing.batch_side**2
+    encoded = sum(len(needed_blocks(tile, windowing, request.blend)) for tile in grid.tiles)
+    windows = encoded * windowing.batch_side**2
     cells = windowing.cells_per_window**2
     tokens = sum(present[m] * len(prepared.spec.band_sets(m)) for m in modalities) * cells
     gflops = 2 * gmacs_per_window(prepared.spec, tokens) * windows

@@ -7,45 +7,26 @@ checked before the output folder is touched; a tile counts as done only when its
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from olmoearth_cli import __version__
 from olmoearth_cli.errors import RunError
-from olmoearth_cli.geo.periods import stamps
 from olmoearth_cli.geo.tiles import Tile
 from olmoearth_cli.maps import run_record
-from olmoearth_cli.maps.embedding_map import MapSpec, finish_map, tile_states, write_gap
+from olmoearth_cli.maps.embedding_map import MapSpec, finish_map
 from olmoearth_cli.maps.seam import SeamSums
-from olmoearth_pipelines.cluster import TILES_IN_FLIGHT, check_folder, connect, local_cores
-from olmoearth_pipelines.fanout import Lost, fan_out
 from olmoearth_pipelines.guard import GuardReport
 from olmoearth_pipelines.guarded import guard_table
 from olmoearth_pipelines.models import check_device, open_model
 from olmoearth_pipelines.request import EmbedRequest, Note, Prepared, prepare
 from olmoearth_pipelines.stac import SceneTable
-from olmoearth_pipelines.tile_job import TileJob, Work, run_tile
+from olmoearth_pipelines.tile_job import EmbedWork, run_tile
+from olmoearth_pipelines.tile_run import TileReport, remaining, run_tiles, shared_work, software
 
 __all__ = ["EmbedRequest", "Prepared", "RunSummary", "TileReport", "prepare", "run"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TileReport:
-    """One tile is finished."""
-
-    tile: str
-    status: str
-    """`done` or `gap`."""
-    reason: str | None
-    km2: float
-    tiles_to_do: int
-    km2_to_do: float
-    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +79,7 @@ def run(prepared: Prepared, note: Note, warn: Note) -> Iterator[TileReport | Run
     run_record.write_text(folder / "scenes.json", table.to_json())
     spec = _map_spec(prepared, model, table)
     del model  # the workers load their own
-    todo, kept = _todo(prepared, folder)
+    todo, kept = remaining(prepared)
     if kept:
         note(f"{len(kept)} of {len(prepared.grid.tiles)} tiles are finished; doing the rest")
     encoding = 0.0
@@ -130,66 +111,13 @@ def _map_spec(prepared: Prepared, model: Any, table: SceneTable) -> MapSpec:
         start=prepared.periods[0].start,
         end=prepared.periods[-1].end,
         modalities=table.modalities,
-        software=_versions(),
+        software=software(),
     )
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("torch", "numpy", "dask", "distributed", "rasterio", "stackstac", "pystac")
-    return {"olmoearth": __version__} | {name: version(name) for name in names}
-
-
-def _todo(prepared: Prepared, folder: Path) -> tuple[list[Tile], list[str]]:
-    """Tiles still to make (gaps are tried again) and the ids of the finished ones."""
-    done = {tile for tile, state in tile_states(folder).items() if state == "done"}
-    tiles = prepared.grid.tiles
-    return [t for t in tiles if t.id not in done], [t.id for t in tiles if t.id in done]
 
 
 def _tiles(prepared: Prepared, spec: MapSpec, todo: list[Tile]) -> Iterator[TileReport]:
-    if not todo:
-        return
-    request = prepared.request
-    work = Work(
-        folder=str(prepared.folder.resolve()),
-        map_spec=spec,
-        model=str(Path(request.model).resolve()) if Path(request.model).is_dir() else request.model,
-        device=request.device,
-        precision=request.precision,
-        stamps=tuple(stamps(prepared.periods)),
-        windowing=prepared.grid.windowing,
-        blend=request.blend,
-        threads=None if request.scheduler else max(1, local_cores() // request.workers),
-    )
-    km2_to_do = sum(_encoded_km2(prepared, tile) for tile in todo)
-    jobs = (TileJob(tile=tile, work=work) for tile in todo)
-    with (
-        tempfile.TemporaryDirectory(prefix="olmoearth-") as scratch,
-        connect(workers=request.workers, scheduler=request.scheduler, scratch=Path(scratch)) as client,
-    ):
-        if request.scheduler:
-            check_folder(client, prepared.folder.resolve())
-        slots = len(client.scheduler_info(n_workers=-1)["workers"]) * TILES_IN_FLIGHT
-        for job, result in fan_out(client, run_tile, jobs, slots=slots):
-            facts = result
-            if isinstance(facts, Lost):
-                write_gap(prepared.folder, spec, job.tile.id, job.tile.box, str(facts))
-                facts = {"status": "gap", "reason": str(facts)}
-            yield TileReport(
-                tile=job.tile.id,
-                status=facts["status"],
-                reason=facts.get("reason"),
-                km2=_encoded_km2(prepared, job.tile),
-                tiles_to_do=len(todo),
-                km2_to_do=km2_to_do,
-                facts=facts,
-            )
-
-
-def _encoded_km2(prepared: Prepared, tile: Tile) -> float:
-    return len(tile.blocks) * prepared.grid.windowing.block_km2
+    work = EmbedWork(map_spec=spec, **shared_work(prepared))
+    return run_tiles(prepared, todo, work, spec, run_tile)
 
 
 def _finish(prepared: Prepared, spec: MapSpec, *, kept: int) -> RunSummary:

@@ -9,20 +9,21 @@ for these small matrices than splitting each of them and leaves every sum in one
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
 
+from olmoearth_cli.core.finetune.task import Limits
 from olmoearth_cli.core.modality import MODALITIES
-from olmoearth_cli.core.normalize import normalize
 from olmoearth_cli.core.plan import EmbedPlan
 from olmoearth_cli.core.spec import ModelSpec
-from olmoearth_cli.geo.grid import PixelBox
+from olmoearth_cli.geo.grid import PixelBox, square
 from olmoearth_cli.geo.tiles import Tile, Windowing, needed_blocks
 from olmoearth_pipelines.cube import Cube
+from olmoearth_pipelines.model_input import model_values, patches_with_data, tokens_with_data
 
 Array = np.ndarray
 
@@ -44,23 +45,33 @@ class TileVectors:
 
 
 def seen_patches(cube: Cube, modality: str, patch_px: int) -> Array:
-    """bool [T, Y, X]: True where a patch has data (spec/inputs.md section 6).
-
-    Sentinel-1: every pixel must have data, for no-data must never turn into decibels. The others: at
-    least half of the pixels, as the pretraining data had zeros at scene edges.
-    """
-    valid = cube.valid[modality]  # T H W
-    t, h, w = valid.shape
-    y, x = h // patch_px, w // patch_px
-    share = valid[:, : y * patch_px, : x * patch_px].reshape(t, y, patch_px, x, patch_px).mean(axis=(2, 4))
-    return share == 1.0 if modality == "sentinel1" else share >= 0.5  # T Y X
+    """bool [T, Y, X]: True where a patch has data (`model_input.patches_with_data`)."""
+    return patches_with_data(cube.valid[modality], modality, patch_px)
 
 
 class BlockEncoder:
     """Encodes the blocks of one tile; safe to call from several threads."""
 
-    def __init__(self, cube: Cube, spec: ModelSpec, plan: EmbedPlan, windowing: Windowing) -> None:
+    def __init__(
+        self,
+        cube: Cube,
+        spec: ModelSpec,
+        plan: EmbedPlan,
+        windowing: Windowing,
+        *,
+        normalisation: Mapping[str, Limits] | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            cube: the tile's pixels.
+            spec: the model.
+            plan: of the model, for windows of this windowing.
+            windowing: how windows lie on the grid.
+            normalisation: {modality: limits} that a fine-tuned model learned with; those of pretraining otherwise.
+        """
         self._cube, self._spec, self._plan, self._windowing = cube, spec, plan, windowing
+        self._limits = normalisation or {}
         self._seen = {m: seen_patches(cube, m, windowing.patch_px) for m in cube.values}
         self._sets = {m: [MODALITIES[m].indices(band_set) for band_set in spec.band_sets(m)] for m in cube.values}
 
@@ -71,37 +82,40 @@ class BlockEncoder:
             Window indices, their vectors float32 [B, Y, X, D] with NaN where nothing was seen, and the
             number of tokens.
         """
-        windows = self._windowing.windows_of(block)
-        inputs, seen = {}, {}
-        for modality in self._cube.values:
-            parts = [self._window(modality, *index) for index in windows]
-            inputs[modality] = np.stack([values for values, _ in parts])  # B H W T C
-            seen[modality] = np.stack([mask for _, mask in parts])  # B Y X T S
+        windows, inputs, seen = self.samples(block)
         vectors: Tensor = self._plan.embed(inputs, seen)  # B Y X D
         out = vectors.numpy().copy() if not vectors.is_cuda else vectors.cpu().numpy()
         covered = np.any([mask.any(axis=(3, 4)) for mask in seen.values()], axis=0)  # B Y X
         out[~covered] = np.nan
         return windows, out, int(sum(mask.sum() for mask in seen.values()))
 
+    def samples(self, block: tuple[int, int]) -> tuple[list[tuple[int, int]], dict[str, Array], dict[str, Array]]:
+        """The windows of a block as the model reads them.
+
+        Returns:
+            Window indices, {modality: normalised values float32 [B, H, W, T, C]} and {modality: bool [B, Y, X, T, S]},
+            True where a token has data.
+        """
+        windows = self._windowing.windows_of(block)
+        inputs, seen = {}, {}
+        for modality in self._cube.values:
+            parts = [self._window(modality, *index) for index in windows]
+            inputs[modality] = np.stack([values for values, _ in parts])  # B H W T C
+            seen[modality] = np.stack([mask for _, mask in parts])  # B Y X T S
+        return windows, inputs, seen
+
     def _window(self, modality: str, i: int, j: int) -> tuple[Array, Array]:
         """Normalised values [H, W, T, C] and seen [Y, X, T, S] of one window."""
         cube, p = self._cube, self._windowing.patch_px
         box = self._windowing.window(cube.box.epsg, i, j)
         rows, cols = box.slices_in(cube.box)
-        raw = cube.values[modality][:, :, rows, cols].astype(np.float32)  # T C H W
-        raw[cube.absent_bands[modality]] = np.nan
-        raw = np.ascontiguousarray(raw.transpose(2, 3, 0, 1))  # H W T C
+        raw = np.ascontiguousarray(cube.values[modality][:, :, rows, cols].transpose(2, 3, 0, 1))  # H W T C
         valid = cube.valid[modality][:, rows, cols].transpose(1, 2, 0)  # H W T
-        values = normalize(modality, raw, release=self._spec.release)
-        if modality == "sentinel1":
-            # Bicubic resizing reaches over patch borders: give pixels without backscatter the training mean.
-            values[~valid] = 0.5
-        seen = self._seen[modality][:, rows.start // p : rows.stop // p, cols.start // p : cols.stop // p].transpose(
-            1, 2, 0
-        )  # Y X T
         absent = cube.absent_bands[modality]  # T C
-        present = np.stack([~absent[:, members].all(axis=1) for members in self._sets[modality]], axis=-1)
-        return values, seen[..., None] & present  # T S broadcast over Y X
+        limits = self._limits.get(modality)
+        values = model_values(modality, raw, valid, absent, release=self._spec.release, limits=limits)
+        seen = self._seen[modality][:, rows.start // p : rows.stop // p, cols.start // p : cols.stop // p]  # T Y X
+        return values, tokens_with_data(seen, absent, self._sets[modality])
 
 
 def encode_tile(
@@ -128,7 +142,9 @@ def encode_tile(
         _sum=np.zeros((side, side), np.float32),
         _count=np.zeros((side, side), np.uint16),
     )
-    blended = _Blend(out.vectors.shape, windowing) if blend == "hann" and windowing.overlap_px else None
+    blended = (
+        Blend(out.vectors.shape, windowing, windowing.patch_px) if blend == "hann" and windowing.overlap_px else None
+    )
     wanted = set(tile.blocks)
     recent: dict[tuple[int, int], Array] = {}
     for block, result in _in_order(encoder, needed_blocks(tile, windowing, blend), pool):
@@ -140,11 +156,12 @@ def encode_tile(
             if blended:
                 blended.add(tile, index, window)
             elif block in wanted:
-                _place(out.vectors, tile, windowing, index, window)
+                place(out.vectors, tile, windowing, index, window)
             _compare(out, tile, windowing, index, window, recent)
             recent[index] = window
     if blended:
-        blended.write(out.vectors, tile)
+        for at, values in blended.means(tile):
+            out.vectors[at] = values
     np.divide(out._sum, out._count, out=out.disagreement, where=out._count > 0)
     out.seconds = time.perf_counter() - started
     return out
@@ -156,18 +173,26 @@ def _in_order(
     yield from zip(blocks, pool.map(encoder.encode, blocks), strict=True)
 
 
-def _cells(box: PixelBox, within: PixelBox, patch_px: int) -> tuple[slice, slice]:
+def cells_in(box: PixelBox, within: PixelBox, cell_px: int) -> tuple[slice, slice]:
     """Cell slices of `box` in an array over `within`."""
     rows, cols = box.slices_in(within)
-    p = patch_px
-    return slice(rows.start // p, rows.stop // p), slice(cols.start // p, cols.stop // p)
+    return slice(rows.start // cell_px, rows.stop // cell_px), slice(cols.start // cell_px, cols.stop // cell_px)
 
 
-def _place(target: Array, tile: Tile, windowing: Windowing, index: tuple[int, int], window: Array) -> None:
-    """Copy a window's owned cells into the tile."""
+def place(target: Array, tile: Tile, windowing: Windowing, index: tuple[int, int], window: Array) -> None:
+    """Copy a window's owned cells into the tile.
+
+    Args:
+        target: [Y, X, D] of the tile.
+        tile: whose cells.
+        windowing: how windows lie on the grid.
+        index: of the window.
+        window: [y, x, D] in cells of the target's size.
+    """
     owned = windowing.owned(tile.box.epsg, *index)
-    source = _cells(owned, owned.grown(windowing.margin_px), windowing.patch_px)
-    target[_cells(owned, tile.box, windowing.patch_px)] = window[source]
+    cell_px = windowing.window_px // window.shape[0]
+    source = cells_in(owned, owned.grown(windowing.margin_px), cell_px)
+    target[cells_in(owned, tile.box, cell_px)] = window[source]
 
 
 def _compare(
@@ -193,43 +218,53 @@ def _compare(
             area = area.intersection(tile.box)
             if area.empty:
                 continue
-            a, b = window[_cells(area, here, p)], recent[other][_cells(area, there, p)]
+            a, b = window[cells_in(area, here, p)], recent[other][cells_in(area, there, p)]
             norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
             distance = 1.0 - (a * b).sum(axis=-1) / np.maximum(norms, 1e-12)
             known = np.isfinite(distance)
-            at = _cells(area, tile.box, p)
+            at = cells_in(area, tile.box, p)
             out._sum[at] += np.where(known, distance, 0.0)
             out._count[at] += known
 
 
-class _Blend:
+class Blend:
     """Weighted mean of all windows over a cell, Hann weights, in one fixed order of windows."""
 
-    def __init__(self, shape: tuple[int, ...], windowing: Windowing) -> None:
-        n = windowing.cells_per_window
+    def __init__(self, shape: tuple[int, ...], windowing: Windowing, cell_px: int) -> None:
+        """Begin.
+
+        Args:
+            shape: (Y, X, D) of the tile.
+            windowing: how windows lie on the grid.
+            cell_px: side of a cell in pixels; divides the patch.
+        """
+        n = windowing.window_px // cell_px
         ramp = np.sin(np.pi * (np.arange(n, dtype=np.float32) + 0.5) / n) ** 2
         self._weights = np.outer(ramp, ramp).astype(np.float32)  # Y X of a window
-        self._windowing = windowing
+        self._windowing, self._cell_px = windowing, cell_px
         self._total = np.zeros(shape, np.float32)
         self._mass = np.zeros(shape[:2], np.float32)
 
     def add(self, tile: Tile, index: tuple[int, int], window: Array) -> None:
-        p = self._windowing.patch_px
+        """Add a window [y, x, D], NaN where it has no data."""
         here = self._windowing.window(tile.box.epsg, *index)
         area = here.intersection(tile.box)
         if area.empty:
             return
-        source, at = _cells(area, here, p), _cells(area, tile.box, p)
+        source, at = cells_in(area, here, self._cell_px), cells_in(area, tile.box, self._cell_px)
         values = window[source]
         weights = np.where(np.isfinite(values[..., 0]), self._weights[source], 0.0).astype(np.float32)
         self._total[at] += np.where(weights[..., None] > 0, values, 0.0) * weights[..., None]
         self._mass[at] += weights
 
-    def write(self, target: Array, tile: Tile) -> None:
-        """Cells of the tile's blocks; the neighbours' blocks belong to other tiles or lie outside."""
+    def means(self, tile: Tile) -> Iterator[tuple[tuple[slice, slice], Array]]:
+        """Cells of the tile's blocks; the neighbours' blocks belong to other tiles or lie outside.
+
+        Yields:
+            A block's place in the tile and its values [y, x, D], NaN where no window has data.
+        """
         side = self._windowing.block_px
         for i, j in tile.blocks:
-            block = PixelBox(tile.box.epsg, i * side, j * side, (i + 1) * side, (j + 1) * side)
-            at = _cells(block, tile.box, self._windowing.patch_px)
+            at = cells_in(square(tile.box.epsg, side, i, j), tile.box, self._cell_px)
             mass = self._mass[at][..., None]
-            target[at] = np.where(mass > 0, self._total[at] / np.where(mass > 0, mass, 1), np.nan)
+            yield at, np.where(mass > 0, self._total[at] / np.where(mass > 0, mass, 1), np.nan)

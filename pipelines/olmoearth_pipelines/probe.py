@@ -20,11 +20,10 @@ from olmoearth_cli import __version__
 from olmoearth_cli.core.probe.saved import SavedProbe, is_probe, save_probe
 from olmoearth_cli.errors import InputError, OutputError
 from olmoearth_cli.maps.embedding_map import EmbeddingMap
-from olmoearth_cli.maps.files import remove
 from olmoearth_cli.maps.label_cells import cells_of
 from olmoearth_cli.maps.labels import read_labels
 from olmoearth_pipelines.cube import ReadError
-from olmoearth_pipelines.probing.class_map import ClassMapSummary, ClassTile, made_by, write_class_map
+from olmoearth_pipelines.probing.class_map import ClassMapSummary, ClassTile, classify_map, made_by
 from olmoearth_pipelines.probing.evaluate import (
     Evaluation,
     LinearMethod,
@@ -349,16 +348,9 @@ def _saved(request: ProbeRequest, loaded: Loaded, judged: Evaluation, report: Pr
 
 def _predict(request: ProbeRequest, emap: EmbeddingMap, saved: SavedProbe) -> Iterator[ClassTile | ClassMapSummary]:
     assert request.predict is not None
-    out = request.predict.absolute()
-    # Beside the output, not in /tmp: workers of a cluster must see it. A run after a killed one takes its place.
-    file = out.with_name(f".{out.name}.probe")
-    try:
-        save_probe(file, replace(saved, facts={}))  # figures change no pixel: the same map, with or without them
-        yield from write_class_map(
-            emap, file, out, workers=request.workers, scheduler=request.scheduler, overwrite=request.overwrite
-        )
-    finally:
-        remove(file)
+    yield from classify_map(
+        emap, saved, request.predict, workers=request.workers, scheduler=request.scheduler, overwrite=request.overwrite
+    )
 
 
 def _prediction(summary: ClassMapSummary) -> dict[str, Any]:

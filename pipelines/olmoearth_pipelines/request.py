@@ -86,8 +86,13 @@ class Prepared:
         return pixels_of(tile, self.grid.windowing, self.request.blend).squares(CELL_PX)
 
 
-def prepare(request: EmbedRequest, note: Note) -> Prepared:
+def prepare(request: EmbedRequest, note: Note, *, parent: str = "embeddings") -> Prepared:
     """Check a request and lay out its tiles. Reads the region and the model's description only.
+
+    Args:
+        request: what the user asked for.
+        note: told where scenes come from.
+        parent: folder in which the result lies under the region's name, unless the request names one.
 
     Raises:
         InputError, ModelError: whatever cannot be used as asked.
@@ -107,7 +112,7 @@ def prepare(request: EmbedRequest, note: Note) -> Prepared:
         batch_side=_batch_side(request, spec, len(periods)),
     )
     grid = tile_grid(aoi, windowing, tile_px=request.tile_size)
-    folder = request.out or Path("embeddings") / aoi.name
+    folder = request.out or Path(parent) / aoi.name
     return Prepared(
         request=request,
         aoi=aoi,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,12 +17,18 @@ from olmoearth_cli.core.spec import MICRO_BATCH_TOKENS
 from olmoearth_cli.geo.tiles import Tile, Windowing, pixels_of
 from olmoearth_cli.maps.embedding_map import MapSpec, TileResult, write_gap, write_tile
 from olmoearth_cli.maps.seam import seam_figure
+from olmoearth_cli.maps.stac_items import Described
 from olmoearth_pipelines.cluster import TILES_IN_FLIGHT, local_cores
 from olmoearth_pipelines.cube import Cube, ReadError, read_cube
 from olmoearth_pipelines.models import check_device
 from olmoearth_pipelines.scene import Selection
 from olmoearth_pipelines.stac import SceneTable
 
+if TYPE_CHECKING:
+    from olmoearth_cli.core import OlmoEarthModel
+
+NO_IMAGERY = "no imagery in any period"
+"""Why a tile is a gap whose scenes could be read."""
 READ_THREADS = 8
 """Threads that read one tile's scenes: they wait for the network more than they work."""
 
@@ -31,7 +38,6 @@ class Work:
     """What all tiles of a run share."""
 
     folder: str
-    map_spec: MapSpec
     model: str
     device: str
     precision: str
@@ -41,6 +47,13 @@ class Work:
     blend: str
     threads: int | None
     """Blocks encoded side by side; the worker's own cores where None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedWork(Work):
+    """What all tiles of an embedding map share."""
+
+    map_spec: MapSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +67,20 @@ class TileJob:
 class Resident:
     """What a worker keeps between tiles: model, rotary tables, scene table, threads."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, load: Callable[[str, str], OlmoEarthModel]) -> None:
+        """Load.
+
+        Args:
+            work: of the run.
+            load: the model by its name and device.
+        """
         import torch
 
-        from olmoearth_cli.core import load_model
         from olmoearth_cli.core.plan import EmbedPlan
 
         torch.set_num_threads(1)
         self.device = _device(work.device)
-        model = load_model(work.model, device=self.device)
+        model = load(work.model, self.device)
         self.table = SceneTable.from_json((Path(work.folder) / "scenes.json").read_text(encoding="utf-8"))
         self.plan = EmbedPlan(
             model,
@@ -82,14 +100,50 @@ class Resident:
 
 _residents: dict[Work, Resident] = {}
 _loading = threading.Lock()
+_Held = TypeVar("_Held", bound=Resident)
 
 
-def _resident(work: Work) -> Resident:
+def resident_of(work: Work, kind: Callable[[Work], _Held]) -> _Held:
+    """What this worker keeps for a run; loaded at its first tile."""
     with _loading:
         if work not in _residents:
             _residents.clear()
-            _residents[work] = Resident(work)
-        return _residents[work]
+            _residents[work] = kind(work)
+        return _residents[work]  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pixels:
+    """What was read for a tile."""
+
+    cube: Cube
+    selections: tuple[Selection, ...]
+    read_s: float
+
+    @property
+    def sources(self) -> dict[str, str | None]:
+        """Scenes that were read -> link to the catalogue's item."""
+        used = set(self.cube.used)
+        return {s.id: s.self_href for selection in self.selections for s in selection.scenes if s.id in used}
+
+
+def read_pixels(work: Work, tile: Tile, resident: Resident) -> Pixels:
+    """The pixels that a tile's windows look at.
+
+    Raises:
+        ReadError: a chosen scene cannot be read.
+    """
+    started = time.perf_counter()
+    box = pixels_of(tile, work.windowing, work.blend)
+    selections = resident.table.for_box(box)
+    cube = read_cube(box, selections, len(work.stamps), resident.table.modalities, threads=READ_THREADS)
+    return Pixels(cube=cube, selections=selections, read_s=time.perf_counter() - started)
+
+
+def _embedder(work: Work) -> Resident:
+    from olmoearth_cli.core import load_model
+
+    return Resident(work, lambda name, device: load_model(name, device=device))
 
 
 def _device(asked: str) -> str:
@@ -117,24 +171,20 @@ def run_tile(job: TileJob) -> dict[str, Any]:
         OutputError: the tile cannot be written; ends the run.
     """
     work, tile = job.work, job.tile
-    resident = _resident(work)
-    box = pixels_of(tile, work.windowing, work.blend)
+    assert isinstance(work, EmbedWork)
+    resident = resident_of(work, _embedder)
     with resident.slots:
-        started = time.perf_counter()
-        selections = resident.table.for_box(box)
         try:
-            cube = read_cube(box, selections, len(work.stamps), resident.table.modalities, threads=READ_THREADS)
+            pixels = read_pixels(work, tile, resident)
         except ReadError as error:
-            return _gap(work, tile, str(error))
-        read_s = time.perf_counter() - started
-        return _encode_and_write(work, tile, cube, selections, resident, read_s)
+            return give_up(work.folder, work.map_spec, tile, str(error))
+        return _encode_and_write(work, tile, pixels, resident)
 
 
-def _encode_and_write(
-    work: Work, tile: Tile, cube: Cube, selections: tuple[Selection, ...], resident: Resident, read_s: float
-) -> dict[str, Any]:
+def _encode_and_write(work: EmbedWork, tile: Tile, pixels: Pixels, resident: Resident) -> dict[str, Any]:
     from olmoearth_pipelines.encode import BlockEncoder, encode_tile
 
+    cube = pixels.cube
     encoder = BlockEncoder(cube, resident.spec, resident.plan, work.windowing)
     with resident.encoding:
         encoded = encode_tile(
@@ -146,7 +196,7 @@ def _encode_and_write(
             pool=resident.pool,
         )
     if not np.isfinite(encoded.vectors[..., 0]).any():
-        return _gap(work, tile, "no imagery in any period")
+        return give_up(work.folder, work.map_spec, tile, NO_IMAGERY)
     p = work.windowing.patch_px
     cells = work.windowing.stride_px // p
     seam = seam_figure(encoded.vectors, tile.box.row0 // p, tile.box.col0 // p, cells)
@@ -155,27 +205,26 @@ def _encode_and_write(
         "windows": encoded.windows,
         "tokens": encoded.tokens,
         "bytes_read": cube.bytes_read,
-        "read_s": round(read_s, 3),
+        "read_s": round(pixels.read_s, 3),
         "encode_s": round(encoded.seconds, 3),
         "device": resident.device,
         "threads": resident.threads,
         "seam": asdict(seam),
     }
-    used = set(cube.used)
-    sources = {s.id: s.self_href for sel in selections for s in sel.scenes if s.id in used}
     result = TileResult(
         tile_id=tile.id,
         box=tile.box,
         vectors=encoded.vectors,
         quality=quality_bands(cube, tile, work.windowing, encoded.vectors, encoded.disagreement),
-        sources=sources,
+        sources=pixels.sources,
         facts=facts,
     )
     return {"status": "done", **facts, **write_tile(Path(work.folder), work.map_spec, result)}
 
 
-def _gap(work: Work, tile: Tile, reason: str) -> dict[str, Any]:
-    write_gap(Path(work.folder), work.map_spec, tile.id, tile.box, reason)
+def give_up(folder: str | Path, spec: Described, tile: Tile, reason: str) -> dict[str, Any]:
+    """Record a tile as a gap; a later run tries it again."""
+    write_gap(Path(folder), spec, tile.id, tile.box, reason)
     return {"status": "gap", "reason": reason}
 
 

@@ -147,25 +147,38 @@ def check_probe(saved: SavedProbe, spec: MapSpec) -> None:
 
 def layout_of(saved: SavedProbe, patch_px: int) -> Layout:
     """The form that a probe's class map has over cells of `patch_px`."""
-    names, value = saved.class_names, saved.field or "value"
+    per_pixel = saved.kind == "segmentation"
+    return layout_for(saved.kind, saved.class_names, saved.field, patch_px=patch_px, per_pixel=per_pixel)
+
+
+def layout_for(kind: str, names: tuple[str, ...], field: str, *, patch_px: int, per_pixel: bool) -> Layout:
+    """The form of a map of predictions.
+
+    Args:
+        kind: `classification`, `multilabel`, `segmentation` or `regression`.
+        names: [C] of the classes; empty for regression.
+        field: of the labels: names the values of a regression.
+        patch_px: side of an embedding cell in pixels.
+        per_pixel: True where every 10 m pixel has its own answer, False where a cell has one.
+    """
     bands: tuple[str, ...]
     scales: tuple[float, ...]
-    if saved.kind == "regression":
-        bands, dtype, nodata, scales = (value,), "float32", float("nan"), (1.0,)
-    elif saved.kind == "multilabel":
+    if kind == "regression":
+        bands, dtype, nodata, scales = (field or "value",), "float32", float("nan"), (1.0,)
+    elif kind == "multilabel":
         bands, dtype, nodata, scales = names, "uint8", 255.0, (PERCENT,) * len(names)
     else:
         wide = len(names) > 255  # ids 0 to 254 leave 255 for no data
         bands, scales = ("class", "confidence"), (1.0, PERCENT)
         dtype, nodata = ("uint16", 65535.0) if wide else ("uint8", 255.0)
     return Layout(
-        kind=saved.kind,
+        kind=kind,
         class_names=names,
         bands=bands,
         dtype=dtype,
         nodata=nodata,
         scales=scales,
-        cell_px=patch_px if saved.kind == "segmentation" else 1,
+        cell_px=patch_px if per_pixel else 1,
         patch_px=patch_px,
     )
 
@@ -186,17 +199,18 @@ def encode(layout: Layout, saved: SavedProbe, vectors: npt.NDArray[np.float32]) 
         return scores.astype(np.float32)[None, :, None, None]
     shares = saved.calibrated(scores)
     if layout.kind == "multilabel":
-        return _percent(shares).T[:, :, None, None].astype(layout.dtype)
+        return percent(shares).T[:, :, None, None].astype(layout.dtype)
     ids = saved.probe.predict(scores)  # N | N P P
     confidence = np.take_along_axis(shares, ids[:, None], axis=1)[:, 0]
-    bands = np.stack([ids, _percent(confidence)]).astype(layout.dtype)
+    bands = np.stack([ids, percent(confidence)]).astype(layout.dtype)
     if layout.kind == "classification":
         return bands[..., None, None]
     bands[:, scores.sum(axis=1) == 0] = layout.nodata
     return bands
 
 
-def _percent(shares: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def percent(shares: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Probabilities as the whole percentages that a map holds."""
     return np.rint(100 * np.clip(shares, 0, 1))
 
 
@@ -253,9 +267,15 @@ def tags(layout: Layout) -> dict[str, str]:
 
     The key has no colon: GDAL would split it there.
     """
-    if not layout.class_names:
-        return {}
-    classes = [
+    found = {f"CLASS_{number}": name for number, name in enumerate(layout.class_names)}
+    if layout.has_classes:
+        found["CLASSIFICATION_CLASSES"] = json.dumps(stac_classes(layout), ensure_ascii=False)
+    return found
+
+
+def stac_classes(layout: Layout) -> list[dict[str, Any]]:
+    """The classes as the STAC classification extension lists them."""
+    return [
         {
             "value": number,
             "name": _slug(name, number),
@@ -264,8 +284,6 @@ def tags(layout: Layout) -> dict[str, str]:
         }
         for number, (name, colour) in enumerate(zip(layout.class_names, colours(layout.class_names), strict=True))
     ]
-    found = {f"CLASS_{number}": name for number, name in enumerate(layout.class_names)}
-    return found | ({"CLASSIFICATION_CLASSES": json.dumps(classes, ensure_ascii=False)} if layout.has_classes else {})
 
 
 def _slug(name: str, number: int) -> str:

@@ -12,9 +12,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rasterio
 from rasterio.errors import RasterioError
@@ -38,6 +38,9 @@ from olmoearth_pipelines.fanout import Lost, fan_out
 from olmoearth_pipelines.probing.class_layout import Layout, aux_xml, check_probe, layout_of, tags
 from olmoearth_pipelines.probing.class_merge import merge, place
 from olmoearth_pipelines.probing.class_tile import PROBE, ClassJob, ClassWork, classify_tile, tile_path
+
+if TYPE_CHECKING:
+    from olmoearth_cli.core.probe.saved import SavedProbe
 
 FORMAT = 1
 """Raised when the same probe and map give another file."""
@@ -128,6 +131,22 @@ def write_class_map(
         )
     _finish(emap, layout, work, out, _fingerprint(settings))
     yield _summary(emap, out, started, kept=len(done) - len(todo), unchanged=False)
+
+
+def classify_map(
+    emap: EmbeddingMap, saved: SavedProbe, out: Path, *, workers: int, scheduler: str | None, overwrite: bool
+) -> Iterator[ClassTile | ClassMapSummary]:
+    """`write_class_map` with a probe that need not be a file."""
+    from olmoearth_cli.core.probe.saved import save_probe
+
+    out = Path(out).absolute()
+    # Beside the output, not in /tmp: workers of a cluster must see it. A run after a killed one takes its place.
+    file = out.with_name(f".{out.name}.probe")
+    try:
+        save_probe(file, replace(saved, facts={}))  # figures change no pixel: the same map, with or without them
+        yield from write_class_map(emap, file, out, workers=workers, scheduler=scheduler, overwrite=overwrite)
+    finally:
+        remove(file)
 
 
 def _settings(emap: EmbeddingMap, probe_file: Path) -> dict[str, Any]:

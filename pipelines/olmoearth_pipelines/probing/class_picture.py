@@ -86,11 +86,16 @@ def _labels(values: npt.NDArray[Any], nodata: float, names: list[str]) -> _Drawn
 def _values(values: npt.NDArray[Any], nodata: float, names: list[str]) -> _Drawn:
     seen = np.isfinite(values[0])
     low, high = np.percentile(values[0][seen], STRETCH) if seen.any() else (0.0, 1.0)
-    share = np.clip((np.where(seen, values[0], low) - low) / max(high - low, 1e-12), 0, 1)
-    at = share * (len(_RAMP) - 1)
-    rgb = np.stack([np.interp(at, np.arange(len(_RAMP)), _RAMP[:, c]) for c in range(3)], axis=-1)
+    rgb = shades(np.where(seen, values[0], low), low, high)
     ends = tuple((f"{value:.4g}", _colour(row)) for value, row in ((low, _RAMP[0]), (high, _RAMP[-1])))
-    return np.rint(rgb), seen, ends
+    return rgb, seen, ends
+
+
+def shades(values: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.uint8]:
+    """Colours [..., 3] of values [...], from dark blue at `low` to yellow at `high`; clipped to these."""
+    at = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * (len(_RAMP) - 1)
+    rgb = np.stack([np.interp(at, np.arange(len(_RAMP)), _RAMP[:, c]) for c in range(3)], axis=-1)
+    return np.rint(rgb).astype(np.uint8)
 
 
 _DRAW = {"classification": _classes, "segmentation": _classes, "multilabel": _labels, "regression": _values}
