@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from olmoearth_cli import __version__, console
-from olmoearth_cli.commands import embed, export, models, pretrain, probe
+from olmoearth_cli.commands import embed, export, finetune, models, predict, pretrain, probe
 from olmoearth_cli.errors import OlmoEarthError
 from olmoearth_cli.settings import read_defaults
 
@@ -27,6 +27,8 @@ app = typer.Typer(
 app.command("embed", epilog=embed.EXAMPLE)(embed.embed)
 app.command("models", epilog=models.EXAMPLE)(models.models)
 app.add_typer(probe.app, name="probe")
+app.command("finetune", epilog=finetune.EXAMPLE)(finetune.command)
+app.command("predict", epilog=predict.EXAMPLE)(predict.command)
 app.command("pretrain", epilog=pretrain.EXAMPLE)(pretrain.command)
 app.add_typer(export.app, name="export")
 

@@ -1,6 +1,7 @@
 """`olmoearth.toml` in the working folder: defaults for any flag, one table per subcommand.
 
 A group of subcommands has one table for all of them and, where they differ, one each: `[probe]`, `[probe.knn]`.
+`[finetune]` takes from `[embed]` what it leaves open of catalogue, dates and model: the same land by the same model.
 Order of precedence: flag, then environment (`OLMOEARTH_EMBED_PATCH_SIZE`), then file, then default.
 """
 
@@ -15,6 +16,9 @@ from typing import Any
 from olmoearth_cli.errors import InputError
 
 FILE_NAME = "olmoearth.toml"
+LENDER, BORROWER = "embed", "finetune"
+LENT = (("catalog",), ("model",), ("year", "start", "end", "periods"))
+"""Keys that are lent; those of one line together, and only where the borrower has none of them."""
 
 
 Known = Mapping[str, set[str] | Mapping[str, set[str]]]
@@ -55,7 +59,14 @@ def read_defaults(folder: Path, known: Known) -> dict[str, dict[str, Any]]:
         defaults[table] = (
             _command(path, table, values, options) if isinstance(options, set) else _group(path, table, values, options)
         )
+    if LENDER in defaults and BORROWER in known:
+        defaults[BORROWER] = _lent(defaults[LENDER], defaults.get(BORROWER, {}))
     return defaults
+
+
+def _lent(lender: Mapping[str, Any], borrower: Mapping[str, Any]) -> dict[str, Any]:
+    open_keys = [key for keys in LENT if not any(key in borrower for key in keys) for key in keys]
+    return {key: lender[key] for key in open_keys if key in lender} | dict(borrower)
 
 
 def _command(path: Path, table: str, values: Mapping[str, Any], options: set[str]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from olmoearth_cli.console import table
 
@@ -20,7 +22,7 @@ def report_text(report: ProbeReport) -> str:
     """Headline, comparison, classes, confusion, and what was written."""
     parts = [_headline(report), _comparison(report)]
     if report.per_class:
-        parts.append(_classes(report))
+        parts.append(class_scores(report.per_class))
     if report.confusion is not None and len(report.confusion) <= WIDEST_MATRIX:
         parts.append(_matrix(report))
     written = _written(report)
@@ -33,9 +35,9 @@ def _headline(report: ProbeReport) -> str:
         what += f" (k {report.k})"
     if report.lr is not None:
         what += f" (rate {report.lr:g})"
-    interval = f" (95 % interval {_figure(report.low)} to {_figure(report.high)})" if report.low is not None else ""
+    interval = f" (95 % interval {figure(report.low)} to {figure(report.high)})" if report.low is not None else ""
     lines = [
-        f"{what}: {report.metric} {_figure(report.value)}{interval}",
+        f"{what}: {report.metric} {figure(report.value)}{interval}",
         f"{report.samples} labelled cells of {report.map}" if report.map else f"{report.samples} labelled vectors",
         f"{report.labels}, field {report.field}; {report.split['description']}",
     ]
@@ -54,14 +56,15 @@ def _comparison(report: ProbeReport) -> str:
         rows.append((name, other["value"], other["low"], other["high"]))
     return table(
         ("", report.metric, "95 % interval"),
-        [(name, _figure(value), f"{_figure(low)} to {_figure(high)}") for name, value, low, high in rows],
+        [(name, figure(value), f"{figure(low)} to {figure(high)}") for name, value, low, high in rows],
     )
 
 
-def _classes(report: ProbeReport) -> str:
+def class_scores(per_class: Sequence[Mapping[str, Any]]) -> str:
+    """A row per class: how many were tested, and how well it is found."""
     rows = [
-        (_short(row["name"]), str(row["support"]), *(_figure(row[name]) for name in ("precision", "recall", "f1")))
-        for row in report.per_class
+        (_short(row["name"]), str(row["support"]), *(figure(row[name]) for name in ("precision", "recall", "f1")))
+        for row in per_class
     ]
     return table(("class", "tested", "precision", "recall", "F1"), rows)
 
@@ -93,7 +96,8 @@ def _short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
-def _figure(value: float | None) -> str:
-    if value is None:
+def figure(value: float | None) -> str:
+    """A metric's value; a hyphen where it is not defined."""
+    if value is None or not math.isfinite(value):
         return "-"
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"

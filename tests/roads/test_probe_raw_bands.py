@@ -15,7 +15,7 @@ from olmoearth_cli.errors import InputError
 from olmoearth_cli.geo.grid import PixelBox
 from olmoearth_cli.maps.embedding_map import EmbeddingMap
 from olmoearth_pipelines.cube import Cube
-from olmoearth_pipelines.probing.raw_bands import _cell_series, _features, _fill_in_time, available, raw_vectors
+from olmoearth_pipelines.probing.raw_bands import _cell_series, _features, available, fill_in_time, raw_vectors
 from olmoearth_pipelines.scene_table import SceneTable
 from tests.roads.conftest import Place, olmoearth
 
@@ -154,7 +154,7 @@ def test_filling_in_time_is_numpys_interpolation_and_leaves_an_empty_series_empt
     rng = np.random.default_rng(1)
     values = np.where(rng.random((50, 3, 7)) < 0.6, np.nan, rng.normal(size=(50, 3, 7))).astype(np.float32)
     values[0, 0] = np.nan
-    filled = _fill_in_time(values)
+    filled = fill_in_time(values)
     for series, out in zip(values.reshape(-1, 7), filled.reshape(-1, 7), strict=True):
         known = np.isfinite(series)
         if known.any():

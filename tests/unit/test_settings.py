@@ -71,3 +71,22 @@ def test_a_group_refuses_what_none_of_its_subcommands_knows(tmp_path, text, word
         read_defaults(write(tmp_path, text), GROUPED)
     for word in words:
         assert word in str(caught.value)
+
+
+BORROWING = {
+    "embed": {"catalog", "model", "year", "start", "periods", "aoi"},
+    "finetune": {"catalog", "model", "year", "start", "periods", "epochs"},
+}
+
+
+def test_finetune_borrows_catalogue_model_and_dates_that_embed_alone_says(tmp_path):
+    text = '[embed]\naoi = "r.geojson"\ncatalog = "cdse"\nmodel = "v1.2-base"\nyear = 2023\nperiods = 6\n'
+    lent = {"catalog": "cdse", "model": "v1.2-base", "year": 2023, "periods": 6}
+    assert read_defaults(write(tmp_path, text), BORROWING)["finetune"] == lent
+    own = read_defaults(write(tmp_path, text + '[finetune]\nmodel = "x"\nepochs = 3\n'), BORROWING)["finetune"]
+    assert own == {**lent, "model": "x", "epochs": 3}
+
+
+def test_finetune_borrows_dates_together_or_not_at_all(tmp_path):
+    text = "[embed]\nyear = 2023\nperiods = 6\n[finetune]\nstart = 2024-03-01\n"
+    assert read_defaults(write(tmp_path, text), BORROWING)["finetune"] == {"start": "2024-03-01"}

@@ -172,7 +172,7 @@ def _features(series: Mapping[str, Floats], days: Sequence[str], emap: Embedding
     has_any, ever = known.any(axis=(1, 2)), known.any(axis=(0, 2))  # N, K
     if not has_any.any():
         raise InputError(f"{emap.folder}: no imagery at any of the {len(raw)} labelled cells. Check map and labels.")
-    filled = _fill_in_time(raw[has_any][:, ever])  # n k T
+    filled = fill_in_time(raw[has_any][:, ever])  # n k T
     centred = filled - np.nanmean(filled, axis=0, dtype=np.float64)
     vectors = np.full((len(raw), centred[0].size), np.nan, np.float32)
     vectors[has_any] = np.nan_to_num(centred, nan=0.0).reshape(len(centred), -1)
@@ -193,7 +193,7 @@ def _features(series: Mapping[str, Floats], days: Sequence[str], emap: Embedding
     )
 
 
-def _fill_in_time(values: Floats) -> Floats:
+def fill_in_time(values: Floats) -> Floats:
     """Fill NaN along the last axis: linear between the nearest known values, the outermost held; all NaN stays."""
     known = np.isfinite(values)
     last = values.shape[-1] - 1

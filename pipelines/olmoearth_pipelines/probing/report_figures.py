@@ -1,4 +1,4 @@
-"""The figures of the probe's report as inline SVG: comparison bars, confusion matrix, scatter, maps with labels.
+"""The figures of the HTML pages as inline SVG: comparison bars, confusion matrix, scatter, maps with labels.
 
 Colours come from the page's style sheet, so that one drawing serves light, dark and paper.
 """
@@ -79,15 +79,15 @@ def comparison(bars: Sequence[Bar]) -> str:
     """Horizontal bars with intervals on one axis; the axis is 0 to 1 where all values are shares."""
     ends = [v for b in bars for v in (b.value, b.low, b.high) if v is not None]
     low, high = min(0.0, *ends), max(0.0, *ends)
-    ticks = _ticks(0.0, 1.0) if low >= 0 and 0.2 < high <= 1 else _ticks(low, high)
-    low, high = ticks[0], ticks[-1]
+    marks = ticks(0.0, 1.0) if low >= 0 and 0.2 < high <= 1 else ticks(low, high)
+    low, high = marks[0], marks[-1]
     left, width, row, top = 215.0, 380.0, 32, 8
     bottom = top + row * len(bars)
 
     def x(value: float) -> float:
         return left + width * (value - low) / (high - low)
 
-    parts = [_axis_line(x(t), top, bottom, _tick_text(t, ticks)) for t in ticks]
+    parts = [axis_line(x(t), top, bottom, tick_text(t, marks)) for t in marks]
     for k, bar in enumerate(bars):
         y = top + row * k
         parts.append(f'<text x="{left - 10:.0f}" y="{y + 20}" class="end">{_short(bar.name, 30)}</text>')
@@ -96,7 +96,7 @@ def comparison(bars: Sequence[Bar]) -> str:
             f'<text x="{left + width + 16:.0f}" y="{y + 20}"><tspan class="strong">{number(bar.value)}</tspan>'
             f'<tspan class="muted" dx="8">{interval(bar.low, bar.high)}</tspan></text>'
         )
-    return _svg(815, bottom + 24, parts, "comparison with baselines")
+    return svg(815, bottom + 24, parts, "comparison with baselines", fixed=True)
 
 
 def _bar_with_whisker(bar: Bar, y: int, x: Callable[[float], float]) -> str:
@@ -111,7 +111,8 @@ def _bar_with_whisker(bar: Bar, y: int, x: Callable[[float], float]) -> str:
     )
 
 
-def _axis_line(x: float, top: float, bottom: float, label: str) -> str:
+def axis_line(x: float, top: float, bottom: float, label: str) -> str:
+    """A vertical line of the grid with its label below."""
     return (
         f'<path class="grid" d="M{x:.1f} {top}V{bottom}"/>'
         f'<text class="muted mid" x="{x:.1f}" y="{bottom + 17}">{label}</text>'
@@ -145,7 +146,7 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], names: Sequence[str]) -
         )
     parts += [_matrix_row(row, k, side, names, (left, top)) for k, row in enumerate(confusion)]
     parts.append(f'<rect class="frame" x="{left}" y="{top}" width="{side * n}" height="{side * n}"/></g>')
-    return _svg(width, height, parts, "confusion matrix", fixed=n > 12)
+    return svg(width, height, parts, "confusion matrix", fixed=n > 12)
 
 
 def _matrix_row(row: Sequence[int], at: int, side: int, names: Sequence[str], origin: tuple[int, int]) -> str:
@@ -179,15 +180,15 @@ def scatter(true: Sequence[float], predicted: Sequence[float], unit: str) -> str
     low, high = min(values), max(values)
     margin = 0.03 * (high - low) or 1.0
     low, high = low - margin, high + margin
-    ticks = [tick for tick in _ticks(low, high) if low <= tick <= high]
+    marks = [tick for tick in ticks(low, high) if low <= tick <= high]
     left, top, side = 70.0, 10.0, 400.0
 
     def at(value: float) -> float:
         return side * (value - low) / (high - low)
 
     parts = []
-    for tick in ticks:
-        x, y, label = left + at(tick), top + side - at(tick), _tick_text(tick, ticks)
+    for tick in marks:
+        x, y, label = left + at(tick), top + side - at(tick), tick_text(tick, marks)
         parts.append(
             f'<path class="grid" d="M{x:.1f} {top}v{side}M{left} {y:.1f}h{side}"/>'
             f'<text class="muted mid" x="{x:.1f}" y="{top + side + 18}">{label}</text>'
@@ -200,7 +201,7 @@ def scatter(true: Sequence[float], predicted: Sequence[float], unit: str) -> str
         f'<text class="mid" x="{left + side / 2}" y="{top + side + 38}">true {escape(unit)}</text>',
         f'<text class="mid" transform="translate(16 {top + side / 2})rotate(-90)">predicted {escape(unit)}</text>',
     ]
-    return _svg(490, 460, parts, "predicted against true values")
+    return svg(490, 460, parts, "predicted against true values")
 
 
 def map_picture(png: bytes, title: str, labels: Sequence[Label] = (), colours: Sequence[Colour] = ()) -> str:
@@ -224,7 +225,7 @@ def map_picture(png: bytes, title: str, labels: Sequence[Label] = (), colours: S
             known = not border and 0 <= k < len(colours)
             ink, dot = "#fff" if border else css(colours[k]) if known else "#222", scale * (8 if border else 5.5)
             parts.append(f'<path class="label" stroke="{ink}" stroke-width="{dot:.2f}" d="{"".join(dots)}"/>')
-    return _svg(width, height, parts, title, kind="map")
+    return svg(width, height, parts, title, kind="map")
 
 
 def _png_size(png: bytes) -> tuple[int, int]:
@@ -241,7 +242,7 @@ def _thin(values: Sequence[T], most: int) -> list[T]:
     return [values[int(k * step)] for k in range(min(len(values), most))]
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Four to eight round numbers (1, 2 or 5 times a power of ten) that enclose a range."""
     span = high - low or abs(high) or 1.0
     rough = span / 5
@@ -251,9 +252,9 @@ def _ticks(low: float, high: float) -> list[float]:
     return [k * step for k in range(first, max(last, first + 1) + 1)]
 
 
-def _tick_text(tick: float, ticks: Sequence[float]) -> str:
+def tick_text(tick: float, marks: Sequence[float]) -> str:
     """A tick with the decimals that tell it from the next one."""
-    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+    decimals = max(0, -math.floor(math.log10(marks[1] - marks[0]) + 1e-9))
     return f"{tick:.{decimals}f}".replace("-", "−")
 
 
@@ -264,7 +265,7 @@ def _short(name: str, most: int = _NAME_CHARS) -> str:
     return f"{escape(name[: most - 1])}…<title>{escape(name)}</title>"
 
 
-def _svg(
+def svg(
     width: float, height: float, parts: Iterable[str], title: str, *, fixed: bool = False, kind: str = "figure"
 ) -> str:
     """A drawing that shrinks with the page; a fixed one keeps its size there, for text that must stay legible."""

@@ -1,4 +1,4 @@
-"""The style sheet of the probe's report: light, dark and paper from one set of named colours."""
+"""The style sheet of the HTML pages: light, dark and paper from one set of named colours."""
 
 from __future__ import annotations
 
@@ -47,6 +47,9 @@ table.facts td:first-child{{color:var(--muted);width:24%}}
 .maps{{display:flex;flex-wrap:wrap;gap:20px}}
 figure{{margin:0;flex:1 1 300px;max-width:480px;break-inside:avoid}}
 figcaption{{color:var(--muted);font-size:.85rem;margin-top:4px}}
+.samples{{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(var(--w),100%),1fr));gap:20px}}
+.panes{{display:grid;grid-template-columns:repeat(auto-fit,minmax(80px,1fr));gap:6px;max-width:480px}}
+.panes span{{color:var(--muted);font-size:.82rem}}
 .legend{{display:flex;flex-wrap:wrap;gap:2px 18px;margin-top:10px;font-size:.88rem}}
 pre{{background:var(--card);border-radius:6px;padding:12px 14px;white-space:pre-wrap;font-size:.86rem;margin:8px 0}}
 svg{{display:block;max-width:100%;height:auto}}
@@ -64,6 +67,9 @@ svg .right{{stroke:var(--right);stroke-width:1.2;fill:none}}
 svg .whisker{{stroke:var(--ink);stroke-width:1.6;fill:none}}
 svg .equal{{stroke:var(--muted);stroke-dasharray:5 4}}
 svg .dots{{stroke:var(--own);stroke-opacity:.55;stroke-width:6;stroke-linecap:round}}
+svg .line{{stroke-width:1.8;stroke-linejoin:round;fill:none}}
+svg .kept{{stroke-width:3}}
+svg .dashed{{stroke-dasharray:5 4}}
 svg .label{{stroke-linecap:round;fill:none}}
 svg.figure{{font-size:13px}}
 @media print{{body{{padding:0;font-size:12px}}h2{{break-after:avoid}}svg{{min-width:0!important;break-inside:avoid}}}}

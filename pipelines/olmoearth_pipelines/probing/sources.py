@@ -24,24 +24,36 @@ def find_map(folder: Path) -> Path:
     Raises:
         InputError: none, or several.
     """
-    parents = [folder / name for name in MAP_PARENTS]
-    places = [*parents, *(child for parent in parents if parent.is_dir() for child in sorted(parent.iterdir()))]
-    maps = [place for place in dict.fromkeys(places) if _is_map(place)]
     return _only(
-        maps, folder, what="embedding map", flag="--map", hint="Make one: olmoearth embed --aoi region.geojson."
+        _maps(folder),
+        folder,
+        what="embedding map",
+        flag="--map",
+        hint="Make one: olmoearth embed --aoi region.geojson.",
     )
 
 
-def find_labels(folder: Path, emap: Path) -> Path:
-    """The only labels in a folder: files called so, else the only vector file or table beside the map's region.
+def find_labels(folder: Path, emap: Path | None = None) -> Path:
+    """The only labels in a folder: files called so, else the only vector file or table beside a map's region.
+
+    Args:
+        folder: where they lie.
+        emap: map whose region is no labels; None for all maps in the folder.
 
     Raises:
         InputError: none, or several.
     """
+    regions = {_region(place) for place in ([emap] if emap else _maps(folder))}
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != SUGGESTIONS)
     named = [p for p in files if "label" in p.stem.lower() and p.suffix.lower() in VECTOR_ENDINGS + RASTER_ENDINGS]
-    others = [p for p in files if p.suffix.lower() in VECTOR_ENDINGS and p.name != _region(emap)]
+    others = [p for p in files if p.suffix.lower() in VECTOR_ENDINGS and p.name not in regions]
     return _only(named or others, folder, what="file of labels", flag="--labels", hint="Points with a class will do.")
+
+
+def _maps(folder: Path) -> list[Path]:
+    parents = [folder / name for name in MAP_PARENTS]
+    places = [*parents, *(child for parent in parents if parent.is_dir() for child in sorted(parent.iterdir()))]
+    return [place for place in dict.fromkeys(places) if _is_map(place)]
 
 
 def _is_map(place: Path) -> bool:

@@ -1,0 +1,1 @@
+"""Fine-tuning as a run: data, epochs, sweep, resumption, baselines and the report."""
