@@ -32,8 +32,8 @@ from olmoearth_pipelines.samples.sample_file import PERIODS, Crop, Window, open_
 FOLDER = Path(__file__).parent
 READ = ("sentinel2_l2a", "sentinel1")
 LABELS = "worldcover"
-WINDOW_PX, PATCH_PX = 64, 4
-CELLS = 48
+WINDOW_PX, PATCH_PX = 32, 4
+CELLS = 24
 """Cells drawn per sample."""
 PURE = 0.75
 """Share of a cell that its class must hold."""

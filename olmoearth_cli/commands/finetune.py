@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from olmoearth_pipelines.windows.request import WindowRequest
 
 EXAMPLE = "Example: olmoearth finetune --llrd 0.65 --labels fields.gpkg --field crop --year 2024"
-PAGE = "report.html"
 SOURCES = ("labels", "dataset", "data")
 
 
@@ -36,6 +35,8 @@ def finetune(flags: Finetune, typed: set[str]) -> None:
         figures = estimate(request, console.note, console.warn)
         console.result(plan_text(figures), figures)
         return
+    from olmoearth_pipelines.finetuning.run_folder import PAGE
+
     page = flags.report or request.out / PAGE
     _check_page(page)
     _train(request, page, console, tensorboard=flags.tensorboard)
@@ -289,10 +290,11 @@ def _finish(report: TrainReport, shown: list[Any], page: Path, console: Console)
     from olmoearth_cli.commands.finetune_text import next_text
     from olmoearth_pipelines.finetuning.report_html import write_page
     from olmoearth_pipelines.finetuning.run_folder import to_json
+    from olmoearth_pipelines.finetuning.samples import read_samples
 
     if report.demo:
         console.warn("DEMO WEIGHTS: training began with random weights; the figures show the road, not OlmoEarth")
     if not (report.unchanged and page.exists()):
-        write_page(page, report, shown)
+        write_page(page, report, read_samples(Path(report.out)) if report.unchanged else shown)
     console.note(next_text(report, str(page)))
     console.result(report.out, {**to_json(report), "page": str(page)})

@@ -7,7 +7,7 @@ validation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from olmoearth_pipelines.finetuning import run_folder
 from olmoearth_pipelines.finetuning.baselines import compare
@@ -37,7 +37,7 @@ def run(request: FinetuneRequest, note: Say, warn: Say) -> Iterator[Progress | E
     Yields:
         `CutTile` while windows are cut, `TaskProgress` while a benchmark is converted, `EpochDone` after each epoch,
         `Shown` for windows to look at, and the `TrainReport` at the end; without epochs and windows where the folder
-        holds this very run, finished.
+        holds this very run, finished (`finetuning.samples` reads the windows again).
 
     Raises:
         OlmoEarthError: what cannot go on; what is done is kept, and the same command goes on.
@@ -51,11 +51,15 @@ def run(request: FinetuneRequest, note: Say, warn: Say) -> Iterator[Progress | E
 
 
 class Said:
-    """Passes on what is said, and keeps it for the report."""
+    """Passes on what is said, and keeps it for the report: what an earlier process of the run heard comes first."""
 
     def __init__(self, note: Say, warn: Say) -> None:
         self.lines: dict[str, list[str]] = {"notes": [], "warnings": []}
         self._note, self._warn = note, warn
+
+    def recall(self, before: Mapping[str, Sequence[str]]) -> None:
+        """What was said when the run began, which may have been before this process."""
+        self.lines = {key: list(dict.fromkeys([*before[key], *lines])) for key, lines in self.lines.items()}
 
     def note(self, text: str) -> None:
         """What happens."""
@@ -84,14 +88,15 @@ def train_on(plan: Plan, request: FinetuneRequest, said: Said) -> Iterator[Epoch
         yield report
         return
     setup = make_setup(plan, request, said.note, said.warn)
-    run_folder.start(out, plan.settings, overwrite=request.overwrite)
+    said.recall(run_folder.start(out, plan.settings, said.lines, overwrite=request.overwrite))
     sweep = Sweep(setup, out, said.note)
     yield from sweep.epochs()
     network = sweep.network()
     found = judge_all(network, setup, request)
     baselines = compare(setup, found.judged_on, said.note, rounds=request.bootstrap) if request.baselines else ()
-    yield from shown(network, setup, found.judged_on)
+    samples = shown(network, setup, found.judged_on)
+    yield from samples
     report = compose(sweep, setup, request, found, baselines=baselines, said=said.lines)
     save(network, setup, request, found, sweep.kept)
-    run_folder.finish(out, report)
+    run_folder.finish(out, report, samples)
     yield report

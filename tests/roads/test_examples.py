@@ -14,7 +14,8 @@ import rasterio
 
 from tests.roads.conftest import environment
 
-SCRIPTS = Path(__file__).parents[2] / "examples" / "probe"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPTS = EXAMPLES / "probe"
 SETTINGS = """[embed]
 catalog = "catalog/catalog.json"
 model = "{model}"
@@ -24,6 +25,20 @@ patch_size = 8
 window = 32
 overlap = 16
 tile_size = 128
+device = "cpu"
+
+[finetune]
+epochs = 2
+window = 16
+patch_size = 8
+block_km = 0.4
+bootstrap = 20
+lr = 1e-3
+device = "cpu"
+
+[predict]
+catalog = "catalog/catalog.json"
+start = "2024-01-01"
 device = "cpu"
 """
 
@@ -41,12 +56,12 @@ def trial(place, tmp_path_factory) -> Path:
     return folder / "trial"
 
 
-def run(script: str, folder: Path) -> str:
+def run(script: str, folder: Path, *, of: Path = SCRIPTS) -> str:
     """Standard output of a script that must succeed."""
     env = environment()
     env["PATH"] = f"{folder.parent / 'bin'}{os.pathsep}{env['PATH']}"
     done = subprocess.run(
-        [str(SCRIPTS / script)], cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False
+        [str(of / script)], cwd=folder, env=env, capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -69,6 +84,25 @@ def test_both_splits_are_set_side_by_side(trial):
     assert [line.split()[:2] for line in lines] == [["spatial", "kNN"], ["random", "kNN"]]
     assert "blocks of land" in (trial / "knn-spatial.txt").read_text()
     assert "5 folds, random" in (trial / "knn-random.txt").read_text()
+
+
+def test_methods_are_compared_on_the_same_land_and_the_better_one_draws_a_map(trial):
+    shutil.copy(trial / "region.geojson", trial / "heldout.geojson")
+    out = run("compare.sh", trial, of=EXAMPLES / "finetune")
+    rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")]
+    assert rows[2:] == [
+        "majority class",
+        "raw bands, kNN",
+        "raw bands, linear probe",
+        "kNN",
+        "linear probe",
+        "fine-tuned, frozen start, 1 of 2 epochs, then all rates x 0.1",
+        "fine-tuned, layer-wise rates x 0.65",
+    ]
+    assert "DEMO WEIGHTS" in out
+    assert out.splitlines()[-1] == "predictions/heldout"
+    with rasterio.open(trial / "predictions" / "heldout" / "classes.tif") as source:
+        assert (source.read(1) != source.nodata).any()
 
 
 def test_the_demo_folder_has_what_the_scripts_ask_for():

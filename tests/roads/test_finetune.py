@@ -79,6 +79,19 @@ def test_the_same_command_again_reads_no_catalogue_and_gives_the_same_report(fol
     assert "as cut before" in done.err and "nothing to do" in done.err
 
 
+def test_a_page_that_is_missing_is_written_again_with_its_pictures(folder, trained, here) -> None:
+    assert trained.code == 0, trained.err
+    run = folder / "runs" / "labels"
+    notes = json.loads((run / "report.json").read_text(encoding="utf-8"))["notes"]
+    assert any("learning segmentation" in note for note in notes)
+    page = (run / "report.html").read_bytes()
+    assert b"Samples" in page
+    (run / "report.html").unlink()
+    done = here("finetune", "-q", cwd=folder)
+    assert done.code == 0, done.err
+    assert (run / "report.html").read_bytes() == page
+
+
 def test_a_plan_counts_windows_and_steps_and_writes_nothing(place, tmp_path, here) -> None:
     made = make_user(place, tmp_path)
     before = {path.name for path in made.iterdir()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from olmoearth_cli.commands.finetune_text import Watch, epoch_text, next_text, p
 from olmoearth_cli.commands.options import Precision
 from olmoearth_cli.console import Console
 from olmoearth_cli.errors import InputError
+from olmoearth_pipelines import finetune
 from olmoearth_pipelines.finetune import FinetuneRequest
 from olmoearth_pipelines.finetuning.report import Epoch, EpochDone, Leg, Score, TrainReport
 
@@ -104,6 +107,26 @@ def test_a_typed_rate_beats_the_sweep_of_the_file() -> None:
 
 def test_flags_of_labels_alone_are_flags() -> None:
     assert {*LABELS_ONLY, *SAMPLES_TOO} <= {field.name for field in fields(Finetune)}
+
+
+def texts(path: Path) -> Iterator[str]:
+    """The strings of a module that are no docstrings; what is filled into an f-string is `{}`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    idle = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "{}".join(part.value for part in node.values if isinstance(part, ast.Constant))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in idle:
+            yield node.value
+
+
+def test_every_flag_that_the_road_names_is_one_of_the_command() -> None:
+    package = Path(finetune.__file__).parent
+    modules = [package / "finetune.py", *package.glob("finetuning/*.py"), *package.glob("windows/*.py")]
+    speaking = [path for path in modules if not path.name.startswith("report_")]  # pages: style sheets, no messages
+    named = {flag for path in speaking for text in texts(path) for flag in re.findall(r"--[a-z][a-z-]*", text)}
+    assert {"--loss", "--lr", "--split"} <= named
+    assert named <= {f"--{field.name.replace('_', '-')}" for field in fields(Finetune)}
 
 
 def test_bare_it_finds_the_only_labels(tmp_path) -> None:

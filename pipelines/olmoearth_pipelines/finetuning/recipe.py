@@ -156,7 +156,7 @@ def _check_choices(recipe: Recipe) -> None:
         ("--decay", recipe.decay, DECAYS),
         ("--precision", recipe.precision, tuple(PRECISIONS)),
         ("--class-weights", recipe.class_weights, CLASS_WEIGHTS),
-        ("--error", recipe.error, ERRORS),
+        ("--loss", recipe.error, ERRORS),
     )
     for flag, value, known in choices:
         if value not in known:

@@ -64,8 +64,8 @@ class FinetuneRequest:
         given = [name for name in ("windows", "dataset", "task", "samples") if getattr(self, name) is not None]
         if len(given) != 1:
             raise InputError(
-                f"{len(given)} sources of training data. Give one of: --labels with --catalog, --dataset, "
-                "--benchmark with --data, --samples."
+                f"{len(given)} sources of training data. Give one of: --labels FILE, --dataset FOLDER, "
+                "--task NAME --data FOLDER (a benchmark), --data FOLDER (samples)."
             )
         if (self.task is None) != (self.data is None):
-            raise InputError("A benchmark task needs its name and its folder (--benchmark NAME --data FOLDER).")
+            raise InputError("A benchmark task needs its name and its folder (--task NAME --data FOLDER).")

@@ -71,6 +71,6 @@ def read_resume(folder: Path) -> dict[str, Any] | None:
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OutputError(
-            f"{path}: cannot be gone on from ({reason}). Start again with --overwrite, or in another --out."
+            f"{path}: cannot be gone on from ({reason}). Delete it and run again to start from the first epoch."
         ) from error
     return state

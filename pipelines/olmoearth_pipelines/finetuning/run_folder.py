@@ -1,15 +1,17 @@
 """The folder of a fine-tuning run: whose it is, with which settings, and what came of it.
 
-run.json        the settings; written first
+run.json        the settings, and what was said of the data when the run began; written first
 resume.pt       all that is needed to go on after the last whole epoch; gone when the run is finished
+samples.npz     windows of the judged split, to look at
 report.json     the report; written last, beside the checkpoint (`core.finetune.saved`)
+report.html     the page of it, unless it is written elsewhere
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,16 @@ from typing import Any
 from olmoearth_cli.core.finetune.saved import DESCRIPTION
 from olmoearth_cli.errors import InputError, OutputError
 from olmoearth_cli.maps.files import PART, read_json, remove, write_json
-from olmoearth_pipelines.finetuning.report import Leg, Score, TrainReport
+from olmoearth_pipelines.finetuning.report import Leg, Score, Shown, TrainReport
+from olmoearth_pipelines.finetuning.report_html import is_page
+from olmoearth_pipelines.finetuning.samples import SAMPLES, write_samples
 
-RECORD, REPORT, RESUME = "run.json", "report.json", "resume.pt"
+RECORD, REPORT, RESUME, PAGE = "run.json", "report.json", "resume.pt", "report.html"
 KIND = "fine-tuning"
 FORMAT = 1
 SHOWN = 3
 """Names and differences in a message."""
+Lines = Mapping[str, Sequence[str]]
 
 
 def settings_of(folder: Path) -> dict[str, Any] | None:
@@ -32,6 +37,11 @@ def settings_of(folder: Path) -> dict[str, Any] | None:
     Raises:
         OutputError: not a folder, or somebody else's.
     """
+    record = _record(folder)
+    return None if record is None else record["settings"]
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file, not a folder. Choose another folder with --out.")
     path = folder / RECORD
@@ -53,8 +63,7 @@ def settings_of(folder: Path) -> dict[str, Any] | None:
         raise OutputError(
             f"{path}: in format {record.get('format')}, this program writes {FORMAT}. Choose another --out."
         )
-    settings: dict[str, Any] = record["settings"]
-    return settings
+    return record
 
 
 def check(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> bool:
@@ -81,21 +90,37 @@ def check(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> bool
     return not keys
 
 
-def start(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+def start(folder: Path, settings: Mapping[str, Any], said: Lines, *, overwrite: bool) -> Lines:
     """Take the folder: `check`, and clear away the run that is replaced.
+
+    Args:
+        folder: of the run.
+        settings: all that decides the result.
+        said: `notes` and `warnings` so far.
+        overwrite: True replaces a run with other settings.
+
+    Returns:
+        What was said when the run began; `said` where it begins now.
 
     Raises:
         OutputError: as `check`, or the folder cannot be written.
     """
     if check(folder, settings, overwrite=overwrite):
-        return
-    for name in (REPORT, DESCRIPTION, RESUME):
+        record = _record(folder)
+        assert record is not None
+        return {key: [str(line) for line in record.get("said", {}).get(key, ())] for key in said}
+    for name in (REPORT, SAMPLES, DESCRIPTION, RESUME):
         remove(folder / name)
-    write_json(folder / RECORD, {"kind": KIND, "format": FORMAT, "settings": _plain(settings)})
+    if (folder / PAGE).is_file() and is_page(folder / PAGE):
+        remove(folder / PAGE)
+    content = {"kind": KIND, "format": FORMAT, "settings": _plain(settings), "said": _plain(said)}
+    write_json(folder / RECORD, content)
+    return said
 
 
-def finish(folder: Path, report: TrainReport) -> None:
-    """Write the report, and drop what was kept to go on."""
+def finish(folder: Path, report: TrainReport, shown: Sequence[Shown]) -> None:
+    """Write the samples and the report, and drop what was kept to go on."""
+    write_samples(folder, shown)
     write_json(folder / REPORT, to_json(report))
     remove(folder / RESUME)
 
@@ -105,10 +130,10 @@ def finished(folder: Path) -> TrainReport | None:
     if not (folder / REPORT).is_file() or not (folder / DESCRIPTION).is_file():
         return None
     try:
-        return replace(_from_json(read_json(folder / REPORT)), unchanged=True)
+        return replace(_from_json(read_json(folder / REPORT)), out=str(folder), unchanged=True)
     except (InputError, KeyError, TypeError) as error:
         reason = str(error) or type(error).__name__
-        raise OutputError(f"{folder / REPORT}: damaged ({reason}). Run again with --overwrite.") from error
+        raise OutputError(f"{folder / REPORT}: damaged ({reason}). Delete it and run again.") from error
 
 
 def to_json(report: TrainReport) -> dict[str, Any]:

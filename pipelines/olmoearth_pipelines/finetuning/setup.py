@@ -209,6 +209,8 @@ def _head(source: WindowSource, model: OlmoEarthModel, recipe: Recipe, patch_px:
     can_centre = task.kind in {"classification", "multilabel", "regression"} and recipe.decoder in {"linear", "mlp"}
     if recipe.dice and task.kind != "segmentation":
         raise InputError(f"--dice is for segmentation; {task.name} asks for {task.kind}.")
+    if recipe.error != "squared" and not regresses:
+        raise InputError(f"--loss {recipe.error} is for regression; {task.name} asks for {task.kind}. Leave it out.")
     if recipe.class_weights == "balanced" and regresses:
         raise InputError(f"--class-weights balanced: {task.name} has values, no classes.")
     try:

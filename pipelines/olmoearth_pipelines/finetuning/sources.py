@@ -36,7 +36,10 @@ def open_source(request: FinetuneRequest, note: Say, warn: Say) -> Generator[Pro
         OlmoEarthError: as `WindowFolder.open`, `prepare_windows`, `task_windows` and `sample_windows`.
     """
     if request.dataset is not None:
-        return WindowFolder.open(request.dataset)
+        found = WindowFolder.open(request.dataset)
+        for line in found.task.facts.get("warnings", ()):
+            warn(line)
+        return found
     if request.samples is not None:
         return sample_windows(
             request.samples,

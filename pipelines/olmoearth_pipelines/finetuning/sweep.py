@@ -16,6 +16,7 @@ from olmoearth_cli.errors import InputError, OutputError
 from olmoearth_pipelines.finetuning.features import FeatureStore
 from olmoearth_pipelines.finetuning.report import EpochDone, Leg
 from olmoearth_pipelines.finetuning.resume import read_resume, restore, write_resume
+from olmoearth_pipelines.finetuning.run_folder import RESUME
 from olmoearth_pipelines.finetuning.setup import Setup
 from olmoearth_pipelines.finetuning.trainer import Trainer
 
@@ -125,7 +126,8 @@ class Sweep:
             done = 0 if self._running is None else len(self._running["rows"])
         except (KeyError, TypeError) as error:
             raise OutputError(
-                f"{self._folder}: cannot be gone on with ({error!r}). Start again with --overwrite."
+                f"{self._folder / RESUME}: cannot be gone on from ({error!r}). Delete it and run again to start from "
+                "the first epoch."
             ) from error
         if len(self.legs) < len(self._setup.plan.recipe.rates):
             self._note(f"going on after epoch {done} of training {len(self.legs) + 1}")

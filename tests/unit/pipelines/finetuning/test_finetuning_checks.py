@@ -108,6 +108,7 @@ def test_a_model_that_does_not_fit_the_windows_is_refused(source, small, train, 
         ({"lrs": (1e-3, 1e-3)}, "names a rate twice"),
         ({"lrs": (0.0,)}, "--lr 0: must be above 0"),
         ({"drop_path": 1.0}, "--drop-path 1"),
+        ({"error": "cubic"}, "--loss cubic: known are squared, absolute, huber"),
     ],
 )
 def test_recipes_that_contradict_themselves_are_refused(settings, message) -> None:
@@ -120,6 +121,9 @@ def test_heads_and_losses_that_a_task_does_not_have_are_refused(source, small, t
         train(source("classification"), small, Recipe(decoder="unet"))
     with pytest.raises(InputError, match="--dice is for segmentation"):
         train(source("classification"), small, Recipe(dice=True))
+    for kind in ("classification", "segmentation", "multilabel"):
+        with pytest.raises(InputError, match=f"--loss huber is for regression; made asks for {kind}"):
+            train(source(kind), small, Recipe(error="huber"))
     with pytest.raises(InputError, match="--class-weights balanced: made has values, no classes"):
         train(source("regression"), small, Recipe(class_weights="balanced"))
 
@@ -129,6 +133,8 @@ def test_one_source_of_windows_is_needed(tmp_path) -> None:
         FinetuneRequest(out=tmp_path)
     with pytest.raises(InputError, match="2 sources of training data"):
         FinetuneRequest(out=tmp_path, dataset=tmp_path, samples=tmp_path)
+    with pytest.raises(InputError, match="--task NAME --data FOLDER"):
+        FinetuneRequest(out=tmp_path, task="m-eurosat")
 
 
 def test_an_epoch_has_every_window_once_in_an_order_of_its_own() -> None:

@@ -16,6 +16,7 @@ from olmoearth_cli.core.finetune.augment import Augmentation
 from olmoearth_cli.core.finetune.saved import load_finetuned
 from olmoearth_cli.errors import OutputError
 from olmoearth_pipelines.finetune import EpochDone, Recipe, Said, TrainReport, train_on
+from olmoearth_pipelines.finetuning.report_html import write_page
 from olmoearth_pipelines.finetuning.setup import make_plan
 
 HERE = Path(__file__).parent
@@ -131,6 +132,50 @@ def test_other_settings_in_the_same_folder_are_refused_unless_overwritten(source
     assert not report.unchanged and len(report.legs[0].epochs) == 2
 
 
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_run_that_is_replaced_leaves_no_page_beside_the_new_settings(mine, source, small, train, tmp_path) -> None:
+    data, run = source("classification"), tmp_path / "run"
+    report, _ = train(data, small, QUICK)
+    if mine:
+        (run / "report.html").write_text("my own notes")
+    else:
+        write_page(run / "report.html", report)
+    request = make_request(run, Recipe(name="head", epochs=2, lrs=(1e-3,), batch_size=8), overwrite=True)
+    events = train_on(make_plan(data, small, request), request, Said(print, print))
+    assert isinstance(next(events), EpochDone)
+    events.close()  # as if it had been killed
+    left = {path.name for path in run.iterdir()}
+    assert not left & {"report.json", "samples.npz", "finetuned.json"} and {"run.json", "resume.pt"} <= left
+    assert ("report.html" in left) is mine
+
+
+def test_the_report_has_what_was_said_before_the_run_was_stopped(source, small, tmp_path) -> None:
+    data, request = source("classification"), make_request(tmp_path / "run", RECIPE)
+    first, second = Said(print, print), Said(print, print)
+    first.note("learning classification")
+    first.warn("3 windows have no imagery")
+    events = train_on(make_plan(data, small, request), request, first)
+    next(events)
+    events.close()
+    second.note("24 windows as cut before")
+    second.warn("3 windows have no imagery")
+    report = list(train_on(make_plan(data, small, request), request, second))[-1]
+    assert report.notes == (
+        "learning classification",
+        "24 windows as cut before",
+        "going on after epoch 1 of training 1",
+    )
+    assert report.warnings == ("3 windows have no imagery",)
+
+
+def test_a_finished_run_that_was_moved_is_where_it_lies(source, small, train, tmp_path) -> None:
+    data = source("classification")
+    train(data, small, QUICK)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    again, _ = train(data, small, QUICK, out=tmp_path / "moved")
+    assert again.unchanged and again.out == str(tmp_path / "moved")
+
+
 def test_a_folder_of_somebody_else_is_left_alone(source, small, train, tmp_path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("mine")
@@ -146,5 +191,7 @@ def test_a_damaged_resume_file_is_an_error_not_a_new_run(source, small, train, t
     events.close()
     path = tmp_path / "run" / "resume.pt"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(OutputError, match=r"resume\.pt: cannot be gone on from"):
+    with pytest.raises(OutputError, match=r"resume\.pt: cannot be gone on from .*Delete it and run again"):
         train(data, small, RECIPE)
+    path.unlink()
+    assert isinstance(next(train_on(make_plan(data, small, request), request, Said(print, print))), EpochDone)
