@@ -16,9 +16,12 @@ from typing import Any
 from olmoearth_cli.errors import InputError
 
 FILE_NAME = "olmoearth.toml"
-LENDER, BORROWER = "embed", "finetune"
-LENT = (("catalog",), ("model",), ("year", "start", "end", "periods"))
-"""Keys that are lent; those of one line together, and only where the borrower has none of them."""
+LOANS = (
+    ("embed", "finetune", (("catalog",), ("model",), ("year", "start", "end", "periods"))),
+    ("finetune", "predict", (("catalog",), ("year", "start", "end"))),
+)
+"""Lender, borrower, and keys that are lent, in this order; keys of one bracket together, and only where the
+borrower has none of them. `predict` needs neither model nor periods: the model's folder says them."""
 
 
 Known = Mapping[str, set[str] | Mapping[str, set[str]]]
@@ -59,13 +62,14 @@ def read_defaults(folder: Path, known: Known) -> dict[str, dict[str, Any]]:
         defaults[table] = (
             _command(path, table, values, options) if isinstance(options, set) else _group(path, table, values, options)
         )
-    if LENDER in defaults and BORROWER in known:
-        defaults[BORROWER] = _lent(defaults[LENDER], defaults.get(BORROWER, {}))
+    for lender, borrower, lent in LOANS:
+        if lender in defaults and borrower in known:
+            defaults[borrower] = _lent(defaults[lender], defaults.get(borrower, {}), lent)
     return defaults
 
 
-def _lent(lender: Mapping[str, Any], borrower: Mapping[str, Any]) -> dict[str, Any]:
-    open_keys = [key for keys in LENT if not any(key in borrower for key in keys) for key in keys]
+def _lent(lender: Mapping[str, Any], borrower: Mapping[str, Any], lent: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
+    open_keys = [key for keys in lent if not any(key in borrower for key in keys) for key in keys]
     return {key: lender[key] for key in open_keys if key in lender} | dict(borrower)
 
 

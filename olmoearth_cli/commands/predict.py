@@ -126,43 +126,50 @@ WITH_PROBE = {"model", "probe", "map", "out", "workers", "scheduler", "overwrite
 """Flags that a probe over a map looks at."""
 
 
-def predict(flags: Predict) -> None:
+def predict(flags: Predict, typed: set[str]) -> None:
     """Run `predict`."""
     console = Console(quiet=flags.quiet, as_json=flags.json)
-    probe = _probe(flags)
+    probe = _probe(flags, typed)
     if probe is not None:
         _over_map(flags, probe, console)
         return
-    if flags.map is not None:
+    if "map" in typed:
         raise InputError("--map: a fine-tuned model reads imagery, not a map. Give --aoi, or a --probe with the map.")
     if flags.aoi is None:
         raise InputError("--aoi is missing: name the region to predict (a vector file, or minx,miny,maxx,maxy).")
     _over_region(flags, console)
 
 
-command = command_of(Predict, predict, last=Ending)
+command = command_of(Predict, predict, last=Ending, tells_typed=True)
 
 
-def _probe(flags: Predict) -> Path | None:
-    """The probe that is meant; None for a fine-tuned model."""
-    if (flags.model is None) == (flags.probe is None):
+def _probe(flags: Predict, typed: set[str]) -> Path | None:
+    """The probe that is meant; None for a fine-tuned model.
+
+    Args:
+        flags: of the command.
+        typed: fields that were typed; others may come from `olmoearth.toml` and speak of the other road.
+    """
+    given = [name for name in ("model", "probe") if getattr(flags, name) is not None]
+    if any(name in typed for name in given):
+        given = [name for name in given if name in typed]
+    if len(given) != 1:
         raise InputError(
             "give either --model, a folder that `olmoearth finetune` wrote, or --probe, a file that `olmoearth probe "
             "--save` wrote."
         )
-    if flags.probe is None and not Path(str(flags.model)).is_file():
+    path = Path(str(getattr(flags, given[0])))
+    if given == ["model"] and not path.is_file():
         return None
     without_effect = [
-        f"--{f.name.replace('_', '-')}"
-        for f in fields(flags)
-        if f.name not in WITH_PROBE and getattr(flags, f.name) != f.default
+        f"--{f.name.replace('_', '-')}" for f in fields(flags) if f.name in typed and f.name not in WITH_PROBE
     ]
     if without_effect:
         raise InputError(
             f"{', '.join(without_effect)}: a probe reads a finished map and nothing else. Leave it out (the map of a "
             "region: olmoearth embed --aoi ...)."
         )
-    return flags.probe or Path(str(flags.model))
+    return path
 
 
 def _request(flags: Predict) -> PredictRequest:

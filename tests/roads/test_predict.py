@@ -195,6 +195,14 @@ def test_a_saved_probe_is_applied_to_a_map(place, here, model_folder, tmp_path):
     assert set(np.unique(read(tmp_path / "c.tif")[0])) <= {0, 1, 2, 255}
     done = here("predict", "--probe", "probe.safetensors", "--aoi", "0,0,1,1", cwd=tmp_path)
     assert done.code == 2 and "--aoi" in done.err
+    # Defaults of the other road do not stand in the way, and what is typed comes first.
+    (tmp_path / "olmoearth.toml").write_text(
+        '[predict]\nmodel = "runs/x"\ncatalog = "cdse"\nyear = 2024\nmap = "map"\n'
+    )
+    done = here("predict", "--probe", "probe.safetensors", "-o", "c.tif", cwd=tmp_path)
+    assert done.code == 0 and "nothing to do" in done.err, done.err
+    done = here("predict", "--model", "runs/x", "--aoi", "0,0,1,1", cwd=tmp_path)
+    assert done.code == 2 and "no finetuned.json" in done.err
 
 
 def test_mistakes_are_one_message(place, cover, here, model_folder, reference, tmp_path):

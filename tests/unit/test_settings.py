@@ -90,3 +90,13 @@ def test_finetune_borrows_catalogue_model_and_dates_that_embed_alone_says(tmp_pa
 def test_finetune_borrows_dates_together_or_not_at_all(tmp_path):
     text = "[embed]\nyear = 2023\nperiods = 6\n[finetune]\nstart = 2024-03-01\n"
     assert read_defaults(write(tmp_path, text), BORROWING)["finetune"] == {"start": "2024-03-01"}
+
+
+def test_predict_borrows_catalogue_and_dates_down_the_road_but_no_model(tmp_path):
+    known = {**BORROWING, "predict": {"catalog", "model", "year", "start", "end", "periods"}}
+    text = '[embed]\ncatalog = "cdse"\nmodel = "v1.2-base"\nyear = 2023\nperiods = 6\n'
+    assert read_defaults(write(tmp_path, text), known)["predict"] == {"catalog": "cdse", "year": 2023}
+    own = text + "[finetune]\nstart = 2024-03-01\n"
+    assert read_defaults(write(tmp_path, own), known)["predict"] == {"catalog": "cdse", "start": "2024-03-01"}
+    own += "[predict]\nyear = 2025\n"
+    assert read_defaults(write(tmp_path, own), known)["predict"] == {"catalog": "cdse", "year": 2025}

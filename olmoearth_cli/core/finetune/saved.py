@@ -142,7 +142,7 @@ def _read(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version, names = int(content["format"]), set(content["sha256"])
+        version, names = int(content["format"]), set(dict(content["sha256"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: cannot be read ({error!r}). {_AGAIN}") from None
     if version > FORMAT:

@@ -42,13 +42,15 @@ def check_vector(path: Path, layout: Layout) -> None:
 
 
 def check_place(path: Path, folder: Path, *, overwrite: bool) -> None:
-    """Refuse to replace a file that no earlier run of this prediction made.
+    """Refuse to replace a file that no earlier run of this prediction made, or that it is about to make.
 
     Raises:
         OutputError: says so.
     """
     if path.is_dir():
         raise OutputError(f"--vector {path}: is a folder. Name a file.")
+    if path.resolve() == (folder / "index.parquet").resolve():
+        raise OutputError(f"--vector {path}: is the name of the prediction's own index. Choose another file.")
     if not path.exists() or overwrite:
         return
     made = _made(folder).get(str(path.resolve()))

@@ -71,7 +71,7 @@ def begun(folder: Path, settings: Mapping[str, Any]) -> bool:
         if keys:
             changed = ", ".join(f"{key} was {old.get(key)}, is {wanted.get(key)}" for key in keys[:5])
             raise OutputError(
-                f"{folder}: holds windows of other settings ({changed}). Choose another folder, or delete this one."
+                f"{folder}: holds windows of other settings ({changed}). Move the folder away or delete it."
             )
     return bool(found)
 

@@ -112,7 +112,7 @@ def _check_folder(folder: Path, labels: LabelSet, settings: Mapping[str, Any]) -
     Raises:
         OutputError: somebody else's files, or windows of other settings.
     """
-    other = "Choose another folder for the windows."
+    other = "Windows are kept under the name of the labels: move it away, or give the labels another name."
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder}: is a file, not a folder. {other}")

@@ -18,7 +18,7 @@ from olmoearth_pipelines.probing.plane import kilometres, numbered, to_plane
 from olmoearth_pipelines.probing.splits import BLOCKS_AT_LEAST, EXTENT_SHARE
 from olmoearth_pipelines.windows.label_set import OPEN, TEST, TRAIN, VAL, LabelSet
 from olmoearth_pipelines.windows.plan import WindowPlan
-from olmoearth_pipelines.windows.window import SPLITS
+from olmoearth_pipelines.windows.window import SPLITS, Array
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -224,12 +224,14 @@ def _check_enough(dealt: _Dealt, unit: Ints, what: str, advice: str) -> None:
         raise InputError(f"The labels lie in {units} {what}: too few for {', '.join(names)}. {advice}")
     if dealt.members is None:
         return
-    most = np.maximum(dealt.members, _held(dealt.plan, unit))
+    held = _held(dealt.plan, unit)
+    most = np.where(held > 0, np.maximum(dealt.members, held), 0)  # where classes meet, no label counts
     few = [f"{name} ({n})" for name, n in zip(dealt.class_names, most.tolist(), strict=True) if n < len(names)]
     if few:
         raise InputError(
             f"Too few labels of {_listed(few)}: each class needs {len(names)} or more, one for each of "
-            f"{', '.join(names)}. Label more of them, join them with other classes, or leave them out."
+            f"{', '.join(names)}, and none counts where another class is labelled as well. Label more of them, join "
+            "them with other classes, or leave them out."
         )
 
 
@@ -250,12 +252,35 @@ def _checked(made: Division, plan: WindowPlan, labels: LabelSet) -> Division:
     boxes, same = np.unique(plan.place, axis=0, return_inverse=True)
     shared = len({*zip(same.reshape(-1).tolist(), made.split.tolist(), strict=True)}) - len(boxes)
     if shared:
-        notes.append(
-            f"{shared} windows are in two splits, with other labels in each: their images were seen in training"
-        )
+        notes.append(f"{shared} windows are in two splits, with the labels of each: their images were seen in training")
+        if repeated := _repeated(plan, made.split, same.reshape(-1)):
+            what = "places" if plan.centred else "pixels"
+            warnings.append(
+                f"{repeated} labelled {what} of validation and test are labelled for training too: there the scores "
+                "tell what was remembered, not what to expect elsewhere"
+            )
     elif plan.centred and (count := _overlapping(plan, made.split)):
         notes.append(f"{count} validation and test windows share some ground with training windows")
     return replace(made, notes=tuple(notes), warnings=tuple(warnings))
+
+
+def _repeated(plan: WindowPlan, split: Ints, same: Ints) -> int:
+    """How many labelled pixels (or places) outside training are labelled in training as well.
+
+    Args:
+        plan: the windows.
+        split: [N] place in `SPLITS`.
+        same: [N] number of the ground; equal for windows on one ground.
+    """
+    learned = {ground: number for number, ground in enumerate(same.tolist()) if split[number] == TRAIN}
+    judged = [(n, learned[ground]) for n, ground in enumerate(same.tolist()) if split[n] != TRAIN and ground in learned]
+    if plan.centred:
+        return len(judged)
+    return sum(int((_labelled(plan.target(n)) & _labelled(plan.target(train))).sum()) for n, train in judged)
+
+
+def _labelled(target: Array) -> npt.NDArray[np.bool_]:
+    return np.isfinite(target) if target.dtype.kind == "f" else np.asarray(target >= 0)
 
 
 def _overlapping(plan: WindowPlan, split: Ints) -> int:

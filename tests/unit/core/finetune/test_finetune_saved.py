@@ -103,6 +103,7 @@ def test_damaged_mixed_and_newer_folders_are_refused(trained: Finetuned, tmp_pat
     for change, message in (
         ({"format": 9}, "newer olmoearth"),
         ({"sha256": {"../../etc/passwd": "0"}}, "other files"),
+        ({"sha256": list(content["sha256"])}, "cannot be read"),
         ({"sha256": {**content["sha256"], "model.safetensors": "0" * 64}}, "not the file"),
         ({"task": {**task, "class_names": ["one"]}}, "1 class names for 2"),
         ({"task": {**task, "head": {**task["head"], "classes": 3}, "class_names": ["a", "b", "c"]}}, "size mismatch"),

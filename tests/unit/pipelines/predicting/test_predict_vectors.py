@@ -79,6 +79,8 @@ def test_a_second_run_leaves_its_file_alone_and_refuses_a_strangers(raster, layo
     with pytest.raises(OutputError, match="there already"):
         vectors.check_place(path, raster.parent, overwrite=False)
     vectors.check_place(path, raster.parent, overwrite=True)
+    with pytest.raises(OutputError, match="own index"):
+        vectors.check_place(raster.parent / "index.parquet", raster.parent, overwrite=True)
     assert vectors.write_vector(raster, path, layout)
 
 

@@ -96,6 +96,25 @@ def test_too_few_labels_of_a_class_are_refused_by_name(tmp_path) -> None:
         divide(plan, labels, how="random")
 
 
+def test_a_class_whose_labels_all_lie_under_others_is_too_rare(tmp_path) -> None:
+    under = [(r, c, "vine") for r, c, _ in chequered(2)]  # four labels, each in a cell of another class
+    labels, plan = labelled(tmp_path / "p.csv", "c", [*chequered(6), *under])
+    with pytest.raises(InputError, match=r"Too few labels of vine \(0\): .* another class is labelled as well"):
+        divide(plan, labels)
+
+
+def test_pixels_that_are_learned_and_judged_are_counted(tmp_path) -> None:
+    points = [(r, c, f"{name},{('train', 'val')[c % 2]}") for r, c, name in chequered(4)]
+    again = [(r, c, f"{name},test") for r, c, name in chequered(4) if (r, c) in {(0, 0), (2, 2), (1, 1)}]
+    labels, plan = labelled(tmp_path / "p.csv", "c,use", [*points, *again], split="field:use")
+    made = divide(plan, labels, how="field:use")  # (1, 1) is for validation and test, and not learned
+    assert "3 windows are in two splits" in made.notes[0]
+    assert made.warnings[-1].startswith("32 labelled pixels of validation and test are labelled for training too")
+    options = {"split": "field:use", "kind": "classification"}
+    labels, plan = labelled(tmp_path / "p.csv", "c,use", [*points, *again], **options)
+    assert divide(plan, labels, how="field:use").warnings[-1].startswith("2 labelled places of validation and test")
+
+
 def test_labels_in_too_few_blocks_are_refused(tmp_path) -> None:
     labels, plan = labelled(tmp_path / "p.csv", "c", chequered(4))
     with pytest.raises(InputError, match=r"lie in \d blocks of 20 km: too few for train, val, test"):
