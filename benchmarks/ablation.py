@@ -91,7 +91,7 @@ def page(content: dict[str, Any]) -> str:
             "# Every ablation switch trains",
             "",
             "`python -m benchmarks.ablation --data FOLDER` (its docstring makes the samples: made-up land). "
-            f"{content['machine']}. v1.2-nano, {content['steps']} steps of {content['batch_size']} samples, one "
+            f"{content['machine']['cpu']}. v1.2-nano, {content['steps']} steps of {content['batch_size']} samples, one "
             "switch changed per row; token loss over chance (2 tau ln n), means of the first and of the last fifth of "
             "the steps. 1.00 is chance. Runs this short do not rank the switches; they show that each trains.",
             "",

@@ -1,12 +1,17 @@
-"""What the demo encoder learned, over its training: kNN on tiles of land that it never saw.
+"""What a short pretraining learned: kNN on tiles of land that it never saw, checkpoint by checkpoint.
 
     python -m olmoearth_pipelines.synthetic_samples /tmp/held-out --tiles 24 --seed 9000
     python -m benchmarks.demo_encoder --run RUN --data /tmp/held-out
 
-RUN is the folder of the `olmoearth pretrain` run that examples/demo/README.md states. Every checkpoint encodes the
-same windows; half of the tiles give labelled cells, the other half the queries; a cell's label is the land cover that
-holds most of it. Random weights of the same architecture and raw bands are judged on the same cells. Intervals by
-bootstrap over query tiles. All land is made up.
+RUN is the folder of an `olmoearth pretrain` run. The figures on the page are of
+
+    python -m olmoearth_pipelines.synthetic_samples /tmp/pretrain-set --tiles 160
+    olmoearth pretrain --data /tmp/pretrain-set --recipe v1.2 --size nano --batch-size 16 --microbatch 16 --steps 1600
+        --warmup 100 --lr 3e-4 --modalities sentinel2_l2a,sentinel1,worldcover --save-every 200 --keep 12 --seed 7
+
+Every checkpoint encodes the same windows; half of the tiles give labelled cells, the other half the queries; a cell's
+label is the land cover that holds most of it. Random weights of the same architecture and raw bands are judged on the
+same cells. Intervals by bootstrap over query tiles. All land is made up.
 """
 
 from __future__ import annotations
@@ -204,7 +209,7 @@ def page(content: dict[str, Any]) -> str:
             "# The demo encoder over its training",
             "",
             "`python -m benchmarks.demo_encoder` (its docstring makes the data). "
-            f"{content['machine']}. {content['cells']} cells of {content['tiles']} tiles of made-up land that training "
+            f"{content['cells']} cells of {content['tiles']} tiles of made-up land that training "
             "never saw; kNN (k 20) from one half of the tiles to the other; accuracy.",
             "",
             f"Most frequent class: {content['majority']:.3f}. Raw bands of all periods: {shown(content['raw'])}.",

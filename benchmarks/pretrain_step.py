@@ -302,8 +302,8 @@ def page(content: dict[str, Any]) -> str:
             "# The pretraining step beside the reference's train module",
             "",
             "`python -m benchmarks.pretrain_step` (its docstring says how the reference installs). "
-            f"{content['machine']}; one thread, process time, medians of {content['rounds']} alternating rounds. All "
-            "nine modalities, masks of the release's recipe, target by projection alone on both sides.",
+            f"{content['machine']['cpu']}; one thread, process time, medians of {content['rounds']} rounds. "
+            "All nine modalities, masks of the release's recipe, target by projection alone on both sides.",
             "",
             "| model | batch | visible tokens | loss ours / reference | reference's time over ours |",
             "|---|---|---|---|---|",

@@ -53,7 +53,7 @@ def main() -> None:
         parts += [f"## {name}", "", (folder / "compare.md").read_text(encoding="utf-8")]
     head = (
         "# Fine-tuning on real labels\n\n`python -m benchmarks.real_finetune --out FOLDER` runs "
-        f"`examples/finetune/compare.sh` on real imagery and labels. {machine()}. The same windows, splits and "
+        f"`examples/finetune/compare.sh` on real imagery and labels. {machine()['cpu']}. The same windows, splits and "
         "labelled places for every row; spatial blocks held out.\n"
     )
     options.page.write_text("\n".join([head, *parts]), encoding="utf-8")

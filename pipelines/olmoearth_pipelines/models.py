@@ -29,7 +29,7 @@ def open_model(name: str, note: Callable[[str], None], *, device: str = "cpu") -
         note(f"fetching {released.repo} from the Hugging Face hub. {LICENCE_NOTE}")
     model = load_model(name, device=place)
     if model.demo:
-        note(f"{name}: DEMO WEIGHTS (random); the map shows the road, not the land")
+        note(f"{name}: DEMO WEIGHTS (random): they show the road, not the land")
     return model
 
 
