@@ -170,19 +170,4 @@ def _pixel_body(spec: HeadSpec) -> nn.Module:
         widths = [spec.width if spec.decoder == "unet" else POOLED_WIDTH * factor for factor in factors]
         return UNet(spec.width, widths, spec.classes, convolutions=spec.convolutions, batch_norm=spec.batch_norm)
     hidden = spec.hidden if spec.decoder == "mlp" else ()
-    body = layers((spec.width, *hidden, spec.classes * side**2))
-    if spec.kind == "segmentation":
-        _begin_alike(body[-1], side**2)
-    return DepthToSpace(body, side)
-
-
-@torch.no_grad()
-def _begin_alike(last: nn.Module, pixels: int) -> None:
-    """Give all pixels of a patch the same weights to begin with.
-
-    Labels that cover whole patches (points) then keep them alike; otherwise the differences of the random start
-    would stay, and show as a pattern in every patch of the map.
-    """
-    assert isinstance(last, nn.Linear)
-    for values in (last.weight, last.bias):
-        values.copy_(values[::pixels].repeat_interleave(pixels, dim=0))
+    return DepthToSpace(layers((spec.width, *hidden, spec.classes * side**2)), side)

@@ -129,20 +129,3 @@ def test_a_description_with_other_keys_or_types_is_refused() -> None:
         HeadSpec.from_json({**content, "extra": 1})
     with pytest.raises(ValueError, match="whole numbers"):
         HeadSpec.from_json({**content, "classes": 2.5})
-
-
-@pytest.mark.parametrize("decoder", ["linear", "mlp"])
-def test_pixels_of_a_patch_begin_alike_and_labels_of_whole_patches_keep_them_so(decoder: str) -> None:
-    head = build_head(HeadSpec(kind="segmentation", classes=3, width=8, patch_px=4, decoder=decoder))
-    features = torch.randn(2, 3, 3, 8, generator=torch.Generator().manual_seed(1))
-    labels = torch.randint(3, (2, 3, 3), generator=torch.Generator().manual_seed(2))
-    optimizer = torch.optim.AdamW(head.parameters(), lr=0.05)
-    for _ in range(5):
-        outputs = head(features)  # B C H W
-        blocks = outputs.unflatten(3, (3, 4)).unflatten(2, (3, 4))
-        assert torch.allclose(blocks, blocks[:, :, :, :1, :, :1].expand_as(blocks), atol=1e-5)
-        loss = F.cross_entropy(outputs, labels.repeat_interleave(4, 1).repeat_interleave(4, 2))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert len(outputs[0].argmax(dim=0).unique()) > 1
